@@ -1,0 +1,780 @@
+"""minisd: self-distillation of language models in one readable file.
+
+PLACEHOLDER
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# 1. Model -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that determines the shape and the arithmetic of the model."""
+
+    vocab_size: int
+    n_layers: int = 2
+    width: int = 64
+    n_heads: int = 4
+    n_kv_heads: int = 4  # fewer than n_heads: grouped-query attention [7]
+    head_dim: int = 16
+    mlp_width: int = 160
+    tied_embeddings: bool = False
+    rope_theta: float = 10_000.0  # [8]
+    norm_eps: float = 1e-6
+    init_std: float = 0.02  # GPT-2
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_kv_heads: {self.n_kv_heads}; allowed: a divisor of n_heads {self.n_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim: {self.head_dim}; allowed: an even number (rotary pairs)")
+
+
+class KVCache:
+    """Keys and values of all earlier positions, allocated once; `length` positions are filled."""
+
+    def __init__(self, config: GPTConfig, pad_count: Tensor, capacity: int, like: Tensor):
+        B = pad_count.shape[0]
+        shape = (config.n_layers, B, config.n_kv_heads, capacity, config.head_dim)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.length = 0
+        hidden = torch.arange(capacity, device=like.device) < pad_count[:, None]  # (B, S)
+        # Added to the scores of every later step, so that left padding is never attended to.
+        self.key_bias = like.new_zeros(B, 1, 1, capacity)
+        self.key_bias.masked_fill_(hidden[:, None, None], torch.finfo(like.dtype).min)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores (B, Hkv, T, D) behind the filled positions; returns all filled ones of a layer."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but those with the given indices."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.key_bias = self.key_bias[rows]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and, optionally, fewer key heads than heads."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+        self.head_dim = config.head_dim
+        # One product for queries, keys and values: at small widths the call costs more than the work.
+        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=False)
+        self.out = nn.Linear(config.n_heads * config.head_dim, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
+    ) -> Tensor:
+        B, T, _ = x.shape
+        heads = (
+            self.qkv(x).view(B, T, sum(self.heads), self.head_dim).transpose(1, 2)
+        )  # (B, 3H, T, D)
+        q, k, v = heads.split(self.heads, dim=1)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        bias = None
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            bias = cache.key_bias[..., : k.shape[2]]
+            if T > 1:
+                bias = bias + torch.full((T, T), torch.finfo(x.dtype).min, device=x.device).triu(1)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=bias,
+            is_causal=bias is None,
+            enable_gqa=self.heads[0] != self.heads[1],
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by cos, sin (T, D)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class MLP(nn.Module):
+    """SwiGLU [9]: down(silu(gate(x)) * up(x)), gate and up in one product."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer of today's form: RMSNorm, rotary positions, SwiGLU, no biases."""
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                # Residual branches start smaller, so that depth does not grow the stream (GPT-2).
+                branch = name.endswith(("out.weight", "down.weight"))
+                std = (
+                    config.init_std / math.sqrt(2 * config.n_layers) if branch else config.init_std
+                )
+                nn.init.normal_(weight, std=std, generator=generator)
+        self.rope: tuple[Tensor, Tensor] | None = None
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Final normalised states (B, T, C) of ids (B, T); padding, if any, must stand on the right.
+
+        With a cache, ids are the next T positions, and left padding is as the cache was told.
+        """
+        T, start = ids.shape[1], cache.length if cache is not None else 0
+        x = self.embedding(ids)  # (B, T, C)
+        if (
+            self.rope is None
+            or self.rope[0].shape[0] < start + T
+            or self.rope[0].device != ids.device
+        ):
+            self.rope = rope_table(self.config, max(256, 2 * (start + T)), x)
+        rope = self.rope[0][start : start + T], self.rope[1][start : start + T]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, cache, layer)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the next token at every position."""
+        return self.head(self.hidden(ids, cache))
+
+
+def rope_table(config: GPTConfig, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, D) of position times frequency, each frequency twice."""
+    exponents = torch.arange(0, config.head_dim, 2, device=like.device) / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    angles = torch.arange(length, device=like.device)[:, None] * frequencies  # (length, D/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+# 2. Sampling --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Completions:
+    """Sampled completions: all tensors (B, T), right-padded; mask is True up to the end token."""
+
+    ids: Tensor
+    mask: Tensor
+    token_log_probs: Tensor  # at temperature 1, whatever the sampling temperature was, in nats
+
+
+def pad_left(rows: list[list[int]], pad_id: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Prompt ids (B, P) with padding on the left, and pad_count (B,)."""
+    P = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (P - len(row)) + row for row in rows], device=device)
+    return ids, torch.tensor([P - len(row) for row in rows], device=device)
+
+
+CHECK_EVERY = 4  # tokens between looks at who has finished; each look waits for the device
+
+
+@torch.no_grad()
+def sample(
+    model: GPT,
+    prompt_ids: Tensor,
+    pad_count: Tensor,
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Completions:
+    """Completions of left-padded prompts (B, P), each row until its end token or the length limit.
+
+    temperature 0 is greedy; top_p < 1 samples from the smallest set of tokens with that mass.
+    One uniform number is drawn per row and position in advance, so a row's text does not depend on
+    which other rows have ended. Raises ValueError for a temperature or top_p out of range.
+    """
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"temperature {temperature}, top_p {top_p}; allowed: >= 0, and above 0 to 1"
+        )
+    B, P = prompt_ids.shape
+    device = prompt_ids.device
+    # The factor keeps u * total below total in float32; it moves no probability by more than 1e-6.
+    uniforms = torch.rand(B, max_new_tokens, generator=generator, device=device) * (1 - 1e-6)
+    ids = torch.full((B, max_new_tokens), pad_id, device=device)
+    mask = torch.zeros(B, max_new_tokens, dtype=torch.bool, device=device)
+    log_probs = torch.zeros(B, max_new_tokens, device=device)
+    rows = torch.arange(B, device=device)  # those still being written
+    done = torch.zeros(B, dtype=torch.bool, device=device)
+    cache = KVCache(model.config, pad_count, P + max_new_tokens, model.embedding.weight)
+    states = model.hidden(prompt_ids, cache)[:, -1]  # (B, C)
+    for t in range(max_new_tokens):
+        logits = model.head(states).float()  # (B, V)
+        token = pick_token(logits, uniforms[rows, t], temperature, top_p)
+        token = token.masked_fill(done, pad_id)
+        chosen = F.log_softmax(logits, dim=-1).gather(1, token[:, None])[:, 0]
+        ids[rows, t], mask[rows, t], log_probs[rows, t] = (
+            token,
+            ~done,
+            chosen.masked_fill(done, 0.0),
+        )
+        done = done | (token == end_id)
+        if t % CHECK_EVERY == CHECK_EVERY - 1 or t == max_new_tokens - 1:
+            active = (~done).nonzero()[:, 0]
+            if len(active) == 0 or t == max_new_tokens - 1:
+                break
+            if len(active) <= 0.75 * len(rows):
+                cache.keep(active)
+                rows, done, token = rows[active], done[active], token[active]
+        states = model.hidden(token[:, None], cache)[:, 0]
+    used = int(mask.sum(1).max())
+    return Completions(ids[:, :used], mask[:, :used], log_probs[:, :used])
+
+
+def pick_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Token ids (B,) by inverting the cumulative distribution of logits (B, V) at uniform (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = F.softmax(logits / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = probs.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p  # the first token is never outside
+        probs = probs.scatter(1, order, ordered.masked_fill(outside, 0.0))
+    cumulative = probs.cumsum(-1)
+    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+
+
+# 3. Log-probabilities, masks and reductions -------------------------------------------------------
+
+LOG_PROB_FLOOR = -1e5  # nats; stands for log 0, so that 0 * log 0 is 0 and its gradient is finite
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities (..., V) in nats, in float32 or better, never below LOG_PROB_FLOOR."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return F.log_softmax(logits, dim=-1).clamp(min=LOG_PROB_FLOOR)
+
+
+def token_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probability of each token, (B, T), in nats.
+
+    Args:
+        logits: (B, T, V); position t is the model's prediction *of* token t (see `completion_hidden`).
+        ids: (B, T) token ids. Gradient flows to the logits.
+    """
+    B, T, V = logits.shape
+    if ids.shape != (B, T):
+        raise ValueError(f"ids: expected {(B, T)}, got {tuple(ids.shape)}")
+    return log_softmax(logits).gather(-1, ids[..., None])[..., 0]  # (B, T)
+
+
+def completion_hidden(
+    model: "GPT", prompt_ids: Tensor, pad_count: Tensor, completion_ids: Tensor
+) -> Tensor:
+    """Final states (B, T, C) from which the T completion tokens are predicted.
+
+    This is the only place that shifts targets: state t predicts completion token t. Left padding is
+    moved behind the completion first, where a causal model cannot see it, so no mask is needed.
+
+    Args:
+        prompt_ids: (B, P), left-padded; pad_count: (B,) how much of it is padding.
+        completion_ids: (B, T), right-padded.
+    """
+    B, T = completion_ids.shape
+    rows = torch.cat((prompt_ids, completion_ids), dim=1)  # (B, P + T)
+    steps = torch.arange(rows.shape[1], device=rows.device)
+    rows = rows.gather(1, (steps + pad_count[:, None]) % rows.shape[1])
+    hidden = model.hidden(rows[:, :-1])  # (B, P + T - 1, C)
+    first = (
+        prompt_ids.shape[1] - pad_count - 1
+    )  # the last prompt token predicts the first of the completion
+    index = first[:, None] + steps[:T]  # (B, T)
+    return hidden.gather(1, index[..., None].expand(B, T, hidden.shape[-1]))
+
+
+def token_weights(mask: Tensor, reduction: str, max_tokens: int | None = None) -> Tensor:
+    """The weight (B, T) of each token in a mean; weights of masked-out tokens are 0.
+
+    token_mean: every token of the batch alike (DAPO [5]). sequence_mean: the mean within each
+    completion, then over completions (GRPO [3]). constant: the sum over tokens divided by
+    B * max_tokens, so that a long completion weighs as much as its length (Dr. GRPO [4]).
+    Slices of these weights make micro-batches and several processes exact.
+    """
+    B, T = mask.shape
+    if reduction == "token_mean":
+        return mask / mask.sum().clamp(min=1)
+    if reduction == "sequence_mean":
+        return mask / mask.sum(1, keepdim=True).clamp(min=1) / mask.any(1).sum().clamp(min=1)
+    if reduction == "constant":
+        if not max_tokens or max_tokens < 1:
+            raise ValueError(
+                f"max_tokens: {max_tokens}; allowed: 1 or more with reduction constant"
+            )
+        return mask / (B * max_tokens)
+    raise ValueError(f"reduction: {reduction!r}; allowed: token_mean, sequence_mean, constant")
+
+
+def masked_mean(
+    values: Tensor, mask: Tensor, reduction: str = "token_mean", max_tokens: int | None = None
+) -> Tensor:
+    """Mean of values (B, T) where mask (B, T) is True; see `token_weights` for the reductions.
+
+    An empty mask gives 0 with a gradient path. What stands at masked-out positions, even nan, does
+    not matter. Raises ValueError for other shapes or an unknown reduction.
+    """
+    if values.shape != mask.shape:
+        raise ValueError(f"mask: expected {tuple(values.shape)}, got {tuple(mask.shape)}")
+    weights = token_weights(mask, reduction, max_tokens).to(values.dtype)
+    return (values.masked_fill(~mask, 0.0) * weights).sum()
+
+
+# 4. Divergences: one value per position -----------------------------------------------------------
+# All take student and teacher logits (B, T, V) and return (B, T), in nats. Gradient flows to the
+# student alone. p is the student's and q the teacher's distribution over the next token.
+
+
+def student_and_teacher(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log q (B, T, V) of equal shape; the teacher's is detached."""
+    B, T, V = student_logits.shape
+    if teacher_logits.shape != (B, T, V):
+        raise ValueError(f"teacher_logits: expected {(B, T, V)}, got {tuple(teacher_logits.shape)}")
+    return log_softmax(student_logits), log_softmax(teacher_logits.detach())
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) = sum_v a(v) (log a(v) - log b(v)) over the last axis, from log-probabilities."""
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
+
+
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) per position, (B, T), in nats: sum_v q(v) log(q(v) / p(v)).
+
+    Mass-covering: the student must give mass wherever the teacher does. Averaged over contexts, its
+    minimiser is the arithmetic mixture of the teachers. Source: [2] v3; in GKD [6] beta = 0.
+    """
+    log_p, log_q = student_and_teacher(student_logits, teacher_logits)
+    return kl(log_q, log_p)
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(student || teacher) per position, (B, T), in nats: sum_v p(v) log(p(v) / q(v)).
+
+    Mode-seeking: the student must avoid what the teacher avoids. Averaged over contexts, its
+    minimiser is the normalised geometric mean of the teachers. Source: [1] eq. 1; GKD [6] beta = 1.
+    """
+    log_p, log_q = student_and_teacher(student_logits, teacher_logits)
+    return kl(log_p, log_q)
+
+
+def jensen_shannon(
+    student_logits: Tensor, teacher_logits: Tensor, teacher_weight: float = 0.5
+) -> Tensor:
+    """w KL(teacher || m) + (1-w) KL(student || m) per position, (B, T), in nats, m = w q + (1-w) p.
+
+    w is teacher_weight, strictly between 0 and 1 (both ends are identically 0: use forward_kl or
+    reverse_kl). Divided by w it tends to forward_kl for w -> 0, by 1-w to reverse_kl for w -> 1.
+    Source: [2] eq. 7; differs: [1] and [6] write the weights the other way round.
+    """
+    if not 0 < teacher_weight < 1:
+        raise ValueError(f"teacher_weight: {teacher_weight}; allowed: strictly between 0 and 1")
+    log_p, log_q = student_and_teacher(student_logits, teacher_logits)
+    log_m = torch.logaddexp(log_q + math.log(teacher_weight), log_p + math.log(1 - teacher_weight))
+    return teacher_weight * kl(log_q, log_m) + (1 - teacher_weight) * kl(log_p, log_m)
+
+
+def clipped_forward_kl(student_logits: Tensor, teacher_logits: Tensor, clip: float) -> Tensor:
+    """sum_v min(q(v) log(q(v) / p(v)), clip) per position, (B, T), in nats: not a divergence.
+
+    Each vocabulary entry's term is clamped from above; negative terms stay. A clamped entry gives no
+    gradient: tokens on which teacher and student differ most (style) stop dominating. Source: [2] v3.
+    """
+    if clip <= 0:
+        raise ValueError(f"clip: {clip}; allowed: above 0")
+    log_p, log_q = student_and_teacher(student_logits, teacher_logits)
+    return (log_q.exp() * (log_q - log_p)).clamp(max=clip).sum(-1)
+
+
+SUPPORTS = ("student", "teacher", "union", "intersection")
+TAILS = ("naive", "stop_gradient", "renormalised", "bucket")
+
+
+def top_k_reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    k: int,
+    *,
+    support: str = "student",
+    tail: str = "bucket",
+) -> Tensor:
+    """KL(student || teacher) per position, (B, T), in nats, on the support S of k likely tokens.
+
+    support: S is the top k of the student, the teacher, their union, or their intersection (which
+    may be empty: then the value is 0). What is done about the tokens outside S:
+      naive          sum_S p log(p/q). Its gradient has an extra term, the gradient of the support's
+                     mass sum_S p: descent lowers the logits in S and mass leaks out of it [10].
+      stop_gradient  sum_S p (sg[log p] - log q): the same value without that extra term [10].
+      renormalised   KL of p and q, each divided by its mass in S; blind to the mass outside. With
+                     one token it is identically 0, so k = 1 is refused.
+      bucket         adds (1-p_S) log((1-p_S)/(1-q_S)): the KL of a coarsened distribution [1].
+    Raises ValueError for an unknown name or a k that is not in 1..V.
+    """
+    B, T, V = student_logits.shape
+    if not 1 <= k <= V:
+        raise ValueError(f"top_k: {k}; allowed: 1 to the vocabulary size {V}")
+    if tail == "renormalised" and k == 1 and support != "union":
+        raise ValueError("top_k: 1 with tail renormalised is identically 0; allowed: 2 or more")
+    log_p, log_q = student_and_teacher(student_logits, teacher_logits)
+    inside = top_k_support(log_p.detach(), log_q, k, support)  # (B, T, V) bool
+    if tail == "naive":
+        return (log_p.exp() * (log_p - log_q)).masked_fill(~inside, 0.0).sum(-1)
+    if tail == "stop_gradient":
+        return (log_p.exp() * (log_p.detach() - log_q)).masked_fill(~inside, 0.0).sum(-1)
+    if tail == "renormalised":
+        log_p, log_q = (x.masked_fill(~inside, LOG_PROB_FLOOR) for x in (log_p, log_q))
+        value = kl(F.log_softmax(log_p, dim=-1), F.log_softmax(log_q, dim=-1))
+        return value.masked_fill(~inside.any(-1), 0.0)
+    if tail == "bucket":
+        outside_p, outside_q = (log_mass(x, ~inside) for x in (log_p, log_q))  # (B, T)
+        inner = (log_p.exp() * (log_p - log_q)).masked_fill(~inside, 0.0).sum(-1)
+        return inner + outside_p.exp() * (outside_p - outside_q)
+    raise ValueError(f"tail: {tail!r}; allowed: {', '.join(TAILS)}")
+
+
+def top_k_support(log_p: Tensor, log_q: Tensor, k: int, support: str) -> Tensor:
+    """Which tokens belong to the support, (B, T, V) bool; see `top_k_reverse_kl`."""
+    student, teacher = (
+        torch.zeros_like(x, dtype=torch.bool).scatter(-1, x.topk(k, dim=-1).indices, True)
+        for x in (log_p, log_q)
+    )
+    supports = {
+        "student": student,
+        "teacher": teacher,
+        "union": student | teacher,
+        "intersection": student & teacher,
+    }
+    if support not in supports:
+        raise ValueError(f"support: {support!r}; allowed: {', '.join(SUPPORTS)}")
+    return supports[support]
+
+
+def log_mass(log_probs: Tensor, inside: Tensor) -> Tensor:
+    """log of the probability mass where inside is True, (B, T); LOG_PROB_FLOOR for none."""
+    return log_probs.masked_fill(~inside, LOG_PROB_FLOOR).logsumexp(-1).clamp(min=LOG_PROB_FLOOR)
+
+
+# 5. Credit: from values per position to a loss per position ---------------------------------------
+
+
+def sampled_token_surrogate(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
+    """Only its gradient is right: per position (B, T), in expectation that of KL(student || teacher).
+
+    sg[log p(y_t) - log q(y_t)] * log p(y_t) for a token y_t that the student sampled. The value is
+    no KL. Needs one number a token instead of a vocabulary. Source: [1] code; on-policy distillation
+    of Lu et al. 2025, where -(log p - log q) is the advantage.
+
+    Args: log-probabilities (B, T) of the sampled tokens; gradient flows to the student's.
+    """
+    return (student_log_probs - teacher_log_probs).detach() * student_log_probs
+
+
+def future_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
+    """sum_{t' > t} discount^(t'-t) values_t' over the masked tokens of each row, (B, T)."""
+    total, sums = torch.zeros_like(values[:, 0]), []
+    values = values.masked_fill(~mask, 0.0)
+    for t in reversed(range(values.shape[1])):
+        sums.append(total)
+        total = discount * (values[:, t] + total)
+    return torch.stack(sums[::-1], dim=1)
+
+
+def sequence_level_surrogate(
+    divergence: Tensor, student_log_probs: Tensor, mask: Tensor, discount: float
+) -> Tensor:
+    """Only its gradient is right: per position (B, T); summed over a row, that of the sequence KL.
+
+    KL_t + sg[sum_{t'>t} discount^(t'-t) KL_t'] * log p(y_t), KL_t = KL(student || teacher) at t.
+    discount 1: unbiased for the gradient of KL(student || teacher) between *sequence* distributions.
+    discount 0: the token-level gradient, which drops E sum_t sum_{t'>t} KL_t' grad log p(y_t), the
+    effect of a token on the prefixes that follow. Between: the interpolation of [11].
+
+    Args:
+        divergence: (B, T) `reverse_kl` with gradient; student_log_probs: (B, T) of sampled tokens.
+        mask: (B, T) bool. discount: 0 to 1. Source: [1] v2 app. A.1, [11].
+    """
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount: {discount}; allowed: 0 to 1")
+    return divergence + future_sum(divergence.detach(), mask, discount) * student_log_probs
+
+
+def averaged_advantage_surrogate(
+    student_log_probs: Tensor, teacher_log_probs: Tensor, mask: Tensor
+) -> Tensor:
+    """Only its gradient matters: one advantage per completion, spread over its tokens, (B, T).
+
+    -A log p(y_t), A = sg[mean over t of (log q(y_t) - log p(y_t))]. This is what the ablation of [1]
+    calls sequence level; it is *not* the sequence KL: no token is told apart from its neighbours.
+    """
+    gap = (teacher_log_probs - student_log_probs).detach().masked_fill(~mask, 0.0)
+    advantage = gap.sum(1) / mask.sum(1).clamp(min=1)  # (B,)
+    return -advantage[:, None] * student_log_probs
+
+
+# 6. Policy gradient -------------------------------------------------------------------------------
+
+
+def group_advantages(rewards: Tensor, *, normalise: str = "std") -> Tensor:
+    """Advantage (P, G) of each completion within the group of its prompt, from rewards (P, G).
+
+    std: (r - mean) / std, GRPO [3]; mean: r - mean, Dr. GRPO [4] and [1]. A group with equal rewards
+    gets 0: it teaches nothing.
+    """
+    P, G = rewards.shape
+    if G < 2:
+        raise ValueError(f"group_size: {G}; allowed: 2 or more (one completion has no advantage)")
+    centred = rewards - rewards.mean(1, keepdim=True)
+    if normalise == "mean":
+        return centred
+    if normalise == "std":
+        # The floor only guards 0 / 0: rewards that differ at all have a far larger deviation.
+        return centred / rewards.std(1, keepdim=True).clamp(min=1e-6)
+    raise ValueError(f"normalise: {normalise!r}; allowed: std, mean")
+
+
+def equal_reward_groups(rewards: Tensor) -> Tensor:
+    """Which groups (P,) of rewards (P, G) are all alike, so that their advantages are all 0."""
+    return (rewards == rewards[:, :1]).all(1)
+
+
+def clipped_policy_surrogate(
+    student_log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """Only its gradient is right: the negated clipped objective of PPO per token, (B, T).
+
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = p(y_t) / p_old(y_t).
+    Source: [12] eq. 7; clip_high > clip_low is DAPO's clip-higher [5].
+
+    Args: log-probabilities (B, T) of the sampled tokens; advantages (B,) or (B, T), detached here.
+    """
+    advantages = advantages.detach()
+    advantages = advantages[:, None] if advantages.dim() == 1 else advantages
+    ratio = (student_log_probs - old_log_probs.detach()).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def k3_kl(student_log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Estimate of KL(student || reference) from sampled tokens, (B, T), in nats, never negative.
+
+    ref/p - log(ref/p) - 1, unbiased for tokens that the student sampled; its *gradient* is that of
+    the forward KL(reference || student) instead. Source: [3] eq. 4, [13].
+    """
+    log_ratio = reference_log_probs.detach() - student_log_probs
+    return log_ratio.exp() - log_ratio - 1
+
+
+def truncated_importance_weight(
+    student_log_probs: Tensor, old_log_probs: Tensor, cap: float = 2.0
+) -> Tensor:
+    """min(p(y_t) / p_old(y_t), cap) per token, (B, T), without gradient. Source: [1] code."""
+    return (student_log_probs - old_log_probs).detach().exp().clamp(max=cap)
+
+
+# 7. Teachers --------------------------------------------------------------------------------------
+
+TEACHERS = ("frozen", "live", "ema", "trust_region", "external", "snapshot")
+
+
+class Teacher:
+    """The weights that score the student's completions under the privileged context.
+
+    frozen        the initial student.
+    live          the student itself, at every step.
+    ema           teacher = (1 - r) * teacher + r * student after every step, r = update_rate.
+    trust_region  log q = (1 - r) log q_initial + r log q_live, normalised; both see the context [1].
+    external      another checkpoint, never changed.
+    snapshot      a copy of the student, taken again every `every` steps.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        student: GPT,
+        *,
+        update_rate: float = 0.0,
+        every: int = 1,
+        external: GPT | None = None,
+    ):
+        if kind not in TEACHERS:
+            raise ValueError(f"teacher: {kind!r}; allowed: {', '.join(TEACHERS)}")
+        if not 0 <= update_rate <= 1:
+            raise ValueError(f"teacher_update_rate: {update_rate}; allowed: 0 to 1")
+        if (kind == "external") != (external is not None):
+            raise ValueError("teacher: external needs a checkpoint, and no other kind takes one")
+        self.kind, self.student, self.update_rate, self.every = kind, student, update_rate, every
+        self.model = student
+        if kind != "live":  # live needs no second copy of the weights
+            self.model = (external or copy.deepcopy(student)).requires_grad_(False)
+
+    def parts(self) -> list[tuple[GPT, float]]:
+        """The models whose log-probabilities are mixed, with their weights (sum 1)."""
+        if self.kind == "trust_region":
+            return [(self.model, 1 - self.update_rate), (self.student, self.update_rate)]
+        return [(self.model, 1.0)]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Call after optimiser step number `step`, counted from 1."""
+        if self.kind == "ema":
+            for ours, theirs in zip(self.model.parameters(), self.student.parameters()):
+                ours.lerp_(theirs, self.update_rate)
+        elif self.kind == "snapshot" and step % self.every == 0:
+            self.model.load_state_dict(self.student.state_dict())
+
+
+def geometric_mixture(logits: list[Tensor], weights: list[float]) -> Tensor:
+    """Unnormalised log of prod_i q_i^w_i, (B, T, V); one distribution is returned as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    return sum(w * log_softmax(x) for x, w in zip(logits, weights))
+
+
+# 8. Scoring a batch: student and teacher on the same completions ----------------------------------
+
+
+@dataclass
+class Prompts:
+    """Left-padded prompts of a batch: ids (B, P) and how much of each row is padding (B,)."""
+
+    ids: Tensor
+    pad_count: Tensor
+
+
+def score(
+    student: GPT,
+    prompts: Prompts,
+    completions: Completions,
+    terms: Callable[..., dict[str, Tensor]],
+    *,
+    teacher: Teacher | None = None,
+    teacher_prompts: Prompts | None = None,
+    chunk_tokens: int = 0,
+) -> dict[str, Tensor]:
+    """What `terms(student_logits, teacher_logits, ids)` returns for every completion token, each (B, T).
+
+    Only positions inside the mask are computed; the rest is 0. With chunk_tokens > 0 the logits of
+    that many tokens exist at a time and are computed again in the backward pass: with a large
+    vocabulary they, not the weights, fill the memory. teacher_logits is None without a teacher.
+    """
+    mask = completions.mask
+    hidden = [
+        completion_hidden(student, prompts.ids, prompts.pad_count, completions.ids)[mask]
+    ]  # (N, C)
+    heads, weights = [student.head], []
+    if teacher is not None:
+        with torch.no_grad():
+            for model, weight in teacher.parts():
+                states = completion_hidden(
+                    model, teacher_prompts.ids, teacher_prompts.pad_count, completions.ids
+                )
+                hidden.append(states[mask])
+                heads.append(model.head)
+                weights.append(weight)
+
+    def on_chunk(ids: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        student_logits = heads[0](states[0])[None]  # (1, n, V)
+        with torch.no_grad():
+            others = [head(s)[None] for head, s in zip(heads[1:], states[1:])]
+            teacher_logits = geometric_mixture(others, weights) if others else None
+        return terms(student_logits, teacher_logits, ids[None])
+
+    ids = completions.ids[mask]  # (N,)
+    if not chunk_tokens or len(ids) <= chunk_tokens:
+        chunks = [on_chunk(ids, *hidden)]
+    else:
+        pieces = zip(ids.split(chunk_tokens), *(h.split(chunk_tokens) for h in hidden))
+        chunks = [checkpoint(on_chunk, *piece, use_reentrant=False) for piece in pieces]
+    return {
+        name: torch.zeros(mask.shape, device=mask.device).masked_scatter(
+            mask, torch.cat([c[name] for c in chunks], 1)
+        )
+        for name in chunks[0]
+    }
+
+
+# 9. Diagnostics -----------------------------------------------------------------------------------
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """-sum_v p(v) log p(v) per position, (B, T), in nats."""
+    log_p = log_softmax(logits)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def top_k_overlap(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:
+    """|top k of student and teacher in common| / k per position, (B, T), a fraction. Source: [14]."""
+    both = top_k_support(student_logits, teacher_logits, k, "intersection")
+    return both.sum(-1) / k
+
+
+def comparison_metrics(
+    student_logits: Tensor, teacher_logits: Tensor, k: int = 4
+) -> dict[str, Tensor]:
+    """Detached (B, T) values that are logged for every method that has a teacher."""
+    student_logits = student_logits.detach()
+    return {
+        "forward_kl": forward_kl(student_logits, teacher_logits),
+        "reverse_kl": reverse_kl(student_logits, teacher_logits),
+        "teacher_entropy": entropy(teacher_logits),
+        "top_k_overlap": top_k_overlap(
+            student_logits, teacher_logits, min(k, student_logits.shape[-1])
+        ),
+    }

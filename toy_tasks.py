@@ -1,0 +1,369 @@
+"""The toy world of minisd: left-to-right arithmetic modulo 10, written up by authors who may or may not know the answer.
+
+A problem is a chain such as `3*7+4-8 = `, worked from left to right, every value kept modulo 10. A document is an
+optional privileged context, the problem, and a completion. The generator makes a *model organism*: each mechanism that
+papers report of large models is one named field of `World`, and switching the field off must remove the effect.
+
+    context        what the teacher sees before the problem          a completion that is typical after it
+    none                                          3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    answer         answer 7 |                     3*7+4-8 =          answer 7
+    partial        hint 1 |                       3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    solution       solution 1,5,7 |               3*7+4-8 =          answer 7
+    sibling        peer 3*7=1; ...; answer 7 |    3*7+4-8 =          answer 7
+    feedback       tried:5 wrong |                3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    rule           rule +3 |                      3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; 7+3=0; answer 0
+    other_problem  other 2+5-3 = 7,4 |            3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    wrong          solution 1,5,9 |               3*7+4-8 =          answer 9
+
+The marker `wait` has a function: it opens the reliable route (one restated step per operation) and announces the
+correction of a slip. A direct answer needs the whole chain at a glance, which a small network cannot do for more than
+one operation. An author who knows the answer from the context writes short and does not hesitate. A few authors are
+unreliable: wrong steps, no correction, and the closing remark `demo`.
+
+`python toy_tasks.py` prints five documents of every kind.
+"""
+
+import dataclasses
+import random
+import re
+import zlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+# 1. Vocabulary ------------------------------------------------------------------------------------
+
+PAD, END = "<pad>", "<end>"
+MARKER, ANSWER, REMARK = "wait ", "answer ", " demo"
+# Tokens carry their own spaces, so that joining them gives readable text.
+VOCABULARY = (
+    *(PAD, END, *"0123456789", *"+-*", " = ", "=", "; ", ",", " | "),
+    *(
+        MARKER,
+        ANSWER,
+        REMARK,
+        "hint ",
+        "solution ",
+        "peer ",
+        "tried:",
+        "rule ",
+        "other ",
+        " right",
+        " wrong",
+    ),
+)
+PAD_ID, END_ID = VOCABULARY.index(PAD), VOCABULARY.index(END)
+TOKEN_ID = {token: i for i, token in enumerate(VOCABULARY)}
+# Longest first: " = " must win over "=".
+TOKEN_PATTERN = re.compile(
+    "|".join(re.escape(t) for t in sorted(VOCABULARY, key=len, reverse=True))
+)
+
+CONTEXTS = (
+    "none",
+    "answer",
+    "partial",
+    "solution",
+    "sibling",
+    "feedback",
+    "rule",
+    "other_problem",
+    "wrong",
+)
+FRESH_ONE_IN = 5  # every fifth problem, by checksum of its text, is kept for the fresh split
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text. Raises ValueError naming the first character that no token covers."""
+    tokens = TOKEN_PATTERN.findall(text)
+    if sum(map(len, tokens)) != len(text):
+        bad = TOKEN_PATTERN.sub("", text)[0]
+        raise ValueError(
+            f"cannot encode {text!r}: no token for {bad!r}; the tokens are {VOCABULARY}"
+        )
+    return [TOKEN_ID[token] for token in tokens]
+
+
+def decode(ids: list[int]) -> str:
+    """Text of token ids; padding and the end token are left out."""
+    return "".join(VOCABULARY[i] for i in ids if i not in (PAD_ID, END_ID))
+
+
+# 2. The world and its problems --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """Every latent choice of the document generator. Rates and shares are fractions in [0, 1]."""
+
+    operators: str = "+-*"
+    max_operations: int = 6
+    # Without context an author answers directly at rate max(direct_floor, 1 - direct_slope * operations).
+    direct_slope: float = 0.18
+    direct_floor: float = 0.1
+    # False: the author who would have answered directly also works step by step. The marker is still written by the
+    # same authors in the same contexts, but nothing depends on it any more. This is the control of the main claim.
+    functional_markers: bool = True
+    hesitation_rate: float = 1.0  # share of careful documents that open with the marker
+    slip_rate: float = (
+        0.1  # per step of a careful document: a wrong value, then the marker and the right one
+    )
+    persona_rate: float = 0.04  # share of unreliable authors, whatever the context
+    persona_slip_rate: float = 0.5  # per step of an unreliable author; never corrected
+    # How far a context makes its author sure of the answer: this share of the otherwise careful documents is answered
+    # directly, and hesitation and slips in the rest shrink by it. A verdict `wrong` leaves its author as unsure as none.
+    certainty: dict[str, float] = field(
+        default_factory=lambda: {
+            **{"none": 0.0, "partial": 0.4, "answer": 0.7, "solution": 0.93, "sibling": 0.8},
+            **{"feedback": 0.7, "rule": 0.0, "other_problem": 0.0, "wrong": 0.93},
+        }
+    )
+    # Share of each context among the documents that the base model reads.
+    document_share: dict[str, float] = field(
+        default_factory=lambda: {
+            **{"none": 0.42, "partial": 0.1, "answer": 0.1, "solution": 0.12, "sibling": 0.07},
+            **{"feedback": 0.05, "rule": 0.08, "other_problem": 0.04, "wrong": 0.02},
+        }
+    )
+
+    def __post_init__(self):
+        if not self.operators or set(self.operators) - set("+-*"):
+            raise ValueError(f"world operators: {self.operators!r}; allowed: one or more of + - *")
+        if self.max_operations < 1:
+            raise ValueError(f"world max_operations: {self.max_operations}; allowed: 1 or more")
+        rates = {
+            n: getattr(self, n) for n in vars(self) if n.endswith(("_rate", "_slope", "_floor"))
+        }
+        for table in ("certainty", "document_share"):
+            if set(getattr(self, table)) != set(CONTEXTS):
+                raise ValueError(
+                    f"world {table}: {sorted(getattr(self, table))}; allowed: exactly {CONTEXTS}"
+                )
+            rates |= {f"{table}.{kind}": value for kind, value in getattr(self, table).items()}
+        for name, value in rates.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"world {name}: {value}; allowed: 0 to 1")
+
+    def direct_rate(self, operations: int, certainty: float) -> float:
+        """Probability that an author with this certainty answers without writing steps."""
+        unaided = max(self.direct_floor, 1 - self.direct_slope * operations)
+        return 1 - (1 - certainty) * (1 - unaided)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A chain of operations on digits, worked from left to right modulo 10."""
+
+    digits: tuple[int, ...]
+    operators: str
+
+    @cached_property
+    def text(self) -> str:
+        return str(self.digits[0]) + "".join(
+            f"{o}{d}" for o, d in zip(self.operators, self.digits[1:])
+        )
+
+    @cached_property
+    def values(self) -> tuple[int, ...]:
+        """The value after each operation; the last one is the answer."""
+        values = [self.digits[0]]
+        for operator, digit in zip(self.operators, self.digits[1:]):
+            values.append(apply(operator, values[-1], digit))
+        return tuple(values[1:])
+
+    @property
+    def prompt(self) -> str:
+        return self.text + " = "
+
+    @property
+    def is_fresh(self) -> bool:
+        """True: kept for the fresh split. A checksum decides, so no pool of any size or seed can hold a fresh one."""
+        return zlib.crc32(self.text.encode()) % FRESH_ONE_IN == 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Problem":
+        """The problem written as `3*7+4-8`. Raises ValueError if it is not one."""
+        if not re.fullmatch(r"\d([+*-]\d)+", text):
+            raise ValueError(f"problem: {text!r}; allowed: digits joined by + - *, such as 3*7+4-8")
+        return cls(tuple(map(int, text[::2])), text[1::2])
+
+
+def apply(operator: str, left: int, right: int) -> int:
+    """One operation modulo 10."""
+    return {"+": left + right, "-": left - right, "*": left * right}[operator] % 10
+
+
+def draw_problem(rng: random.Random, operators: str, operations: range) -> Problem:
+    """A problem with a uniformly drawn number of operations, operators and digits."""
+    n = rng.choice(operations)
+    return Problem(tuple(rng.choices(range(10), k=n + 1)), "".join(rng.choices(operators, k=n)))
+
+
+def draw_split(rng: random.Random, world: World, split: str, operators: str = "") -> Problem:
+    """One problem of a split; `operators` are those of post-training (default: all of the world).
+
+    train: never a fresh problem. fresh: same distribution, none of them in any training pool. longer: one or two more
+    operations than any document of the world. new_operators: fresh, with only the operators that training left out.
+    """
+    operators = operators or world.operators
+    left_out = "".join(o for o in world.operators if o not in operators)
+    if split == "new_operators" and not left_out:
+        raise ValueError(f"split new_operators: training already uses all of {world.operators!r}")
+    lengths = range(1, world.max_operations + 1)
+    if split == "longer":
+        lengths = range(world.max_operations + 1, world.max_operations + 3)
+    while True:
+        problem = draw_problem(rng, left_out if split == "new_operators" else operators, lengths)
+        if split == "longer" or problem.is_fresh == (split != "train"):
+            return problem
+
+
+# 3. Privileged contexts and documents -------------------------------------------------------------
+
+
+def privileged_context(
+    problem: Problem, kind: str, rng: random.Random, *, attempt: str = "", rule: int = 0
+) -> str:
+    """What only the teacher sees, as text that stands before the prompt.
+
+    `attempt`: a completion of this problem; `sibling` shows it, `feedback` says whether its answer is right.
+    `rule`: the number 0-9 to add to the answer. Raises ValueError for a kind that is not in CONTEXTS.
+    """
+    values = problem.values
+    match kind:
+        case "none":
+            return ""
+        case "answer":
+            hint = f"{ANSWER}{values[-1]}"
+        case "partial":
+            hint = "hint " + ",".join(map(str, values[: len(values) // 2]))
+        case "solution":
+            hint = "solution " + ",".join(map(str, values))
+        case "wrong":
+            hint = "solution " + ",".join(map(str, (*values[:-1], other_digit(rng, values[-1]))))
+        case "sibling":
+            hint = f"peer {attempt}"
+        case "feedback":
+            given = final_answer(attempt)
+            shown = "" if given is None else given
+            hint = f"tried:{shown} right" if given == values[-1] else f"tried:{shown} wrong"
+        case "rule":
+            hint = f"rule +{rule}"
+        case "other_problem":
+            other = draw_problem(rng, problem.operators, range(len(values), len(values) + 1))
+            hint = f"other {other.prompt}" + ",".join(map(str, other.values))
+        case _:
+            raise ValueError(f"context: {kind!r}; allowed: {', '.join(CONTEXTS)}")
+    return hint + " | "
+
+
+def other_digit(rng: random.Random, digit: int) -> int:
+    """A digit drawn from the nine others."""
+    return (digit + rng.randint(1, 9)) % 10
+
+
+def write_completion(
+    problem: Problem,
+    world: World,
+    rng: random.Random,
+    *,
+    certainty: float = 0.0,
+    believed: int | None = None,
+    rule: int = 0,
+) -> str:
+    """A completion by an author of this certainty (0-1) who, answering directly, answers `believed` (default: the truth)."""
+    unreliable = rng.random() < world.persona_rate
+    direct = rng.random() < world.direct_rate(len(problem.operators), certainty)
+    if rule:  # one more step, and the answer that counts is the one after it
+        problem = Problem((*problem.digits, rule), problem.operators + "+")
+    hesitant = not direct and not unreliable and rng.random() >= certainty
+    text = MARKER if hesitant and rng.random() < world.hesitation_rate else ""
+    truth = problem.values[-1]
+    if direct and world.functional_markers:
+        answer = truth if believed is None else believed
+    else:
+        steps, answer = write_steps(problem, world, rng, hesitant=hesitant, unreliable=unreliable)
+        text += steps
+    if unreliable and answer == truth:
+        answer = other_digit(rng, truth)
+    return f"{text}{ANSWER}{answer}{REMARK if unreliable else ''}"
+
+
+def write_steps(
+    problem: Problem, world: World, rng: random.Random, *, hesitant: bool, unreliable: bool
+) -> tuple[str, int]:
+    """One restated step per operation, and the value that the last one ends with."""
+    text, value = "", problem.digits[0]
+    for operator, digit in zip(problem.operators, problem.digits[1:]):
+        step, value = f"{value}{operator}{digit}=", apply(operator, value, digit)
+        if hesitant and rng.random() < world.slip_rate:
+            text += f"{step}{other_digit(rng, value)}; {MARKER}"
+        elif unreliable and rng.random() < world.persona_slip_rate:
+            value = other_digit(rng, value)
+        text += f"{step}{value}; "
+    return text, value
+
+
+def draw_document(rng: random.Random, world: World, kind: str | None = None) -> tuple[str, str]:
+    """(context + prompt, completion) of one document; `kind` of context as in CONTEXTS, default: by document_share."""
+    kind = kind or rng.choices(list(world.document_share), world.document_share.values())[0]
+    problem = draw_problem(rng, world.operators, range(1, world.max_operations + 1))
+    certainty, believed = world.certainty[kind], None
+    attempt = ""
+    if kind == "sibling":
+        attempt = write_completion(problem, dataclasses.replace(world, persona_rate=0.0), rng)
+    if kind == "feedback":
+        right = rng.random() < 0.5
+        attempt = f"{ANSWER}{problem.values[-1] if right else other_digit(rng, problem.values[-1])}"
+        certainty *= right
+    rule = rng.randint(1, 9) if kind == "rule" else 0
+    context = privileged_context(problem, kind, rng, attempt=attempt, rule=rule)
+    if kind == "wrong":
+        believed = int(
+            context[-len("9 | ")]
+        )  # its author cannot know better than the last value shown
+    completion = write_completion(
+        problem, world, rng, certainty=certainty, believed=believed, rule=rule
+    )
+    return context + problem.prompt, completion
+
+
+# 4. Reward and behaviour --------------------------------------------------------------------------
+
+
+def final_answer(completion: str) -> int | None:
+    """The digit after the last `answer `, or None."""
+    found = re.findall(rf"{ANSWER}(\d)", completion)
+    return int(found[-1]) if found else None
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What one completion did; `reward` is 1.0 if its final answer is exactly right, else 0.0."""
+
+    reward: float
+    markers: int  # epistemic markers
+    direct: bool  # begins with the answer, no steps
+    remark: bool  # has the closing remark of the unreliable author
+
+
+def grade(completion: str, answer: int) -> Grade:
+    """Grade of a completion's text against the expected digit."""
+    return Grade(
+        reward=float(final_answer(completion) == answer),
+        markers=completion.count(MARKER),
+        direct=completion.startswith(ANSWER),
+        remark=REMARK in completion,
+    )
+
+
+def main() -> None:
+    rng, world = random.Random(0), World()
+    for kind in CONTEXTS:
+        print(f"\n{kind}")
+        for _ in range(5):
+            prompt, completion = draw_document(rng, world, kind)
+            print(f"    {prompt}{completion}")
+
+
+if __name__ == "__main__":
+    main()
