@@ -4,7 +4,6 @@ PLACEHOLDER
 """
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # 1. Model -----------------------------------------------------------------------------------------
+
+
+HEAD_STD = 0.02  # GPT-2; small, so that the untrained model's loss is log(vocabulary size)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class GPTConfig:
     tied_embeddings: bool = False
     rope_theta: float = 10_000.0  # [8]
     norm_eps: float = 1e-6
-    init_std: float = 0.02  # GPT-2
+    init_std: float = (
+        0.1  # GPT-2's 0.02 is for widths near 1000; at 64 the model learned far slower
+    )
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
@@ -93,7 +97,9 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)
             bias = cache.key_bias[..., : k.shape[2]]
             if T > 1:
-                bias = bias + torch.full((T, T), torch.finfo(x.dtype).min, device=x.device).triu(1)
+                S = k.shape[2]
+                future = bias.new_full((T, S), torch.finfo(x.dtype).min).triu(1 + S - T)
+                bias = bias + future  # (B, 1, T, S)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -160,6 +166,9 @@ class GPT(nn.Module):
                 std = (
                     config.init_std / math.sqrt(2 * config.n_layers) if branch else config.init_std
                 )
+                std = HEAD_STD if weight is self.head.weight else std
+                if weight is self.head.weight:
+                    std = HEAD_STD
                 nn.init.normal_(weight, std=std, generator=generator)
         self.rope: tuple[Tensor, Tensor] | None = None
 
@@ -174,6 +183,7 @@ class GPT(nn.Module):
             self.rope is None
             or self.rope[0].shape[0] < start + T
             or self.rope[0].device != ids.device
+            or self.rope[0].dtype != x.dtype
         ):
             self.rope = rope_table(self.config, max(256, 2 * (start + T)), x)
         rope = self.rope[0][start : start + T], self.rope[1][start : start + T]
@@ -186,6 +196,10 @@ class GPT(nn.Module):
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the next token at every position."""
         return self.head(self.hidden(ids, cache))
+
+    def parts(self) -> list[tuple["GPT", float]]:
+        """A model is the mixture of itself alone; see `Teacher.parts`."""
+        return [(self, 1.0)]
 
 
 def rope_table(config: GPTConfig, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,9 +222,34 @@ class Completions:
     mask: Tensor
     token_log_probs: Tensor  # at temperature 1, whatever the sampling temperature was, in nats
 
+    @classmethod
+    def from_rows(cls, rows: list[list[int]], pad_id: int, device: str = "cpu") -> "Completions":
+        """Completions that somebody else wrote: token ids with their end token, log-probs 0."""
+        T = max(map(len, rows))
+        ids = torch.tensor([row + [pad_id] * (T - len(row)) for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(T, device=device) < lengths[:, None]
+        return cls(ids, mask, torch.zeros(ids.shape, device=device))
+
+    def take(self, rows: Tensor) -> "Completions":
+        """Those of the given row indices."""
+        return Completions(self.ids[rows], self.mask[rows], self.token_log_probs[rows])
+
+    def join(self, other: "Completions", pad_id: int) -> "Completions":
+        """The rows of both, one below the other."""
+        T = max(self.ids.shape[1], other.ids.shape[1])
+
+        def stack(name: str, fill: int) -> Tensor:
+            parts = (getattr(x, name) for x in (self, other))
+            return torch.cat([F.pad(x, (0, T - x.shape[1]), value=fill) for x in parts])
+
+        return Completions(stack("ids", pad_id), stack("mask", 0), stack("token_log_probs", 0))
+
 
 def pad_left(rows: list[list[int]], pad_id: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Prompt ids (B, P) with padding on the left, and pad_count (B,)."""
+    if not all(rows):
+        raise ValueError("prompt: empty; allowed: at least one token (it predicts the first)")
     P = max(map(len, rows))
     ids = torch.tensor([[pad_id] * (P - len(row)) + row for row in rows], device=device)
     return ids, torch.tensor([P - len(row) for row in rows], device=device)
@@ -221,7 +260,7 @@ CHECK_EVERY = 4  # tokens between looks at who has finished; each look waits for
 
 @torch.no_grad()
 def sample(
-    model: GPT,
+    model: "GPT | Teacher",
     prompt_ids: Tensor,
     pad_count: Tensor,
     *,
@@ -251,10 +290,12 @@ def sample(
     log_probs = torch.zeros(B, max_new_tokens, device=device)
     rows = torch.arange(B, device=device)  # those still being written
     done = torch.zeros(B, dtype=torch.bool, device=device)
-    cache = KVCache(model.config, pad_count, P + max_new_tokens, model.embedding.weight)
-    states = model.hidden(prompt_ids, cache)[:, -1]  # (B, C)
+    models, weights = zip(*model.parts())
+    caches = [KVCache(m.config, pad_count, P + max_new_tokens, m.embedding.weight) for m in models]
+    inputs = prompt_ids
     for t in range(max_new_tokens):
-        logits = model.head(states).float()  # (B, V)
+        states = [m.hidden(inputs, cache)[:, -1] for m, cache in zip(models, caches)]  # (B, C)
+        logits = geometric_mixture([m.head(s) for m, s in zip(models, states)], weights).float()
         token = pick_token(logits, uniforms[rows, t], temperature, top_p)
         token = token.masked_fill(done, pad_id)
         chosen = F.log_softmax(logits, dim=-1).gather(1, token[:, None])[:, 0]
@@ -269,9 +310,10 @@ def sample(
             if len(active) == 0 or t == max_new_tokens - 1:
                 break
             if len(active) <= 0.75 * len(rows):
-                cache.keep(active)
+                for cache in caches:
+                    cache.keep(active)
                 rows, done, token = rows[active], done[active], token[active]
-        states = model.hidden(token[:, None], cache)[:, 0]
+        inputs = token[:, None]
     used = int(mask.sum(1).max())
     return Completions(ids[:, :used], mask[:, :used], log_probs[:, :used])
 
@@ -297,6 +339,8 @@ LOG_PROB_FLOOR = -1e5  # nats; stands for log 0, so that 0 * log 0 is 0 and its 
 def log_softmax(logits: Tensor) -> Tensor:
     """Log-probabilities (..., V) in nats, in float32 or better, never below LOG_PROB_FLOOR."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    if logits.numel() and not logits.amax(-1).isfinite().all():
+        raise ValueError("logits: nan, inf or only -inf in a row; allowed: a finite entry")
     return F.log_softmax(logits, dim=-1).clamp(min=LOG_PROB_FLOOR)
 
 
@@ -475,7 +519,8 @@ def top_k_reverse_kl(
     if tail == "stop_gradient":
         return (log_p.exp() * (log_p.detach() - log_q)).masked_fill(~inside, 0.0).sum(-1)
     if tail == "renormalised":
-        log_p, log_q = (x.masked_fill(~inside, LOG_PROB_FLOOR) for x in (log_p, log_q))
+        # Far below the floor, so that a distribution that is 0 in all of S does not leak out of S.
+        log_p, log_q = (x.masked_fill(~inside, 2 * LOG_PROB_FLOOR) for x in (log_p, log_q))
         value = kl(F.log_softmax(log_p, dim=-1), F.log_softmax(log_q, dim=-1))
         return value.masked_fill(~inside.any(-1), 0.0)
     if tail == "bucket":
@@ -576,7 +621,9 @@ def group_advantages(rewards: Tensor, *, normalise: str = "std") -> Tensor:
     P, G = rewards.shape
     if G < 2:
         raise ValueError(f"group_size: {G}; allowed: 2 or more (one completion has no advantage)")
-    centred = rewards - rewards.mean(1, keepdim=True)
+    # Rounding of the mean must not become an advantage: equal rewards give exactly 0.
+    equal = equal_reward_groups(rewards)[:, None]
+    centred = (rewards - rewards.mean(1, keepdim=True)).masked_fill(equal, 0.0)
     if normalise == "mean":
         return centred
     if normalise == "std":
@@ -588,6 +635,9 @@ def group_advantages(rewards: Tensor, *, normalise: str = "std") -> Tensor:
 def equal_reward_groups(rewards: Tensor) -> Tensor:
     """Which groups (P,) of rewards (P, G) are all alike, so that their advantages are all 0."""
     return (rewards == rewards[:, :1]).all(1)
+
+
+MAX_LOG_RATIO = 20.0  # nats; the exponential of more overflows on the way back, and 0 * inf is nan
 
 
 def clipped_policy_surrogate(
@@ -607,7 +657,7 @@ def clipped_policy_surrogate(
     """
     advantages = advantages.detach()
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
-    ratio = (student_log_probs - old_log_probs.detach()).exp()
+    ratio = (student_log_probs - old_log_probs.detach()).clamp(max=MAX_LOG_RATIO).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
 
 
@@ -617,7 +667,7 @@ def k3_kl(student_log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     ref/p - log(ref/p) - 1, unbiased for tokens that the student sampled; its *gradient* is that of
     the forward KL(reference || student) instead. Source: [3] eq. 4, [13].
     """
-    log_ratio = reference_log_probs.detach() - student_log_probs
+    log_ratio = (reference_log_probs.detach() - student_log_probs).clamp(max=MAX_LOG_RATIO)
     return log_ratio.exp() - log_ratio - 1
 
 
@@ -697,6 +747,17 @@ class Prompts:
     ids: Tensor
     pad_count: Tensor
 
+    def take(self, rows: Tensor) -> "Prompts":
+        """Those of the given row indices."""
+        return Prompts(self.ids[rows], self.pad_count[rows])
+
+    def join(self, other: "Prompts", pad_id: int) -> "Prompts":
+        """The rows of both, one below the other."""
+        P = max(self.ids.shape[1], other.ids.shape[1])
+        ids = [F.pad(x.ids, (P - x.ids.shape[1], 0), value=pad_id) for x in (self, other)]
+        counts = [x.pad_count + P - x.ids.shape[1] for x in (self, other)]
+        return Prompts(torch.cat(ids), torch.cat(counts))
+
 
 def score(
     student: GPT,
@@ -742,12 +803,8 @@ def score(
     else:
         pieces = zip(ids.split(chunk_tokens), *(h.split(chunk_tokens) for h in hidden))
         chunks = [checkpoint(on_chunk, *piece, use_reentrant=False) for piece in pieces]
-    return {
-        name: torch.zeros(mask.shape, device=mask.device).masked_scatter(
-            mask, torch.cat([c[name] for c in chunks], 1)
-        )
-        for name in chunks[0]
-    }
+    values = {name: torch.cat([c[name] for c in chunks], 1) for name in chunks[0]}  # (1, N) each
+    return {n: v.new_zeros(mask.shape).masked_scatter(mask, v) for n, v in values.items()}
 
 
 # 9. Diagnostics -----------------------------------------------------------------------------------

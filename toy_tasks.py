@@ -198,6 +198,9 @@ def draw_problem(rng: random.Random, operators: str, operations: range) -> Probl
     return Problem(tuple(rng.choices(range(10), k=n + 1)), "".join(rng.choices(operators, k=n)))
 
 
+SPLITS = ("train", "fresh", "longer", "new_operators")
+
+
 def draw_split(rng: random.Random, world: World, split: str, operators: str = "") -> Problem:
     """One problem of a split; `operators` are those of post-training (default: all of the world).
 
@@ -208,6 +211,8 @@ def draw_split(rng: random.Random, world: World, split: str, operators: str = ""
     left_out = "".join(o for o in world.operators if o not in operators)
     if split == "new_operators" and not left_out:
         raise ValueError(f"split new_operators: training already uses all of {world.operators!r}")
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r}; allowed: {', '.join(SPLITS)}")
     lengths = range(1, world.max_operations + 1)
     if split == "longer":
         lengths = range(world.max_operations + 1, world.max_operations + 3)
@@ -249,7 +254,9 @@ def privileged_context(
         case "rule":
             hint = f"rule +{rule}"
         case "other_problem":
-            other = draw_problem(rng, problem.operators, range(len(values), len(values) + 1))
+            other = problem
+            while other == problem:
+                other = draw_problem(rng, problem.operators, range(len(values), len(values) + 1))
             hint = f"other {other.prompt}" + ",".join(map(str, other.values))
         case _:
             raise ValueError(f"context: {kind!r}; allowed: {', '.join(CONTEXTS)}")
@@ -270,7 +277,10 @@ def write_completion(
     believed: int | None = None,
     rule: int = 0,
 ) -> str:
-    """A completion by an author of this certainty (0-1) who, answering directly, answers `believed` (default: the truth)."""
+    """A completion by an author of this certainty (0-1).
+
+    Who answers directly answers `believed` (default: the truth); `rule` is one more step, `+rule`.
+    """
     unreliable = rng.random() < world.persona_rate
     direct = rng.random() < world.direct_rate(len(problem.operators), certainty)
     if rule:  # one more step, and the answer that counts is the one after it
@@ -304,7 +314,10 @@ def write_steps(
 
 
 def draw_document(rng: random.Random, world: World, kind: str | None = None) -> tuple[str, str]:
-    """(context + prompt, completion) of one document; `kind` of context as in CONTEXTS, default: by document_share."""
+    """(context + prompt, completion) of one document.
+
+    `kind` of context as in CONTEXTS; default: drawn by `document_share`.
+    """
     kind = kind or rng.choices(list(world.document_share), world.document_share.values())[0]
     problem = draw_problem(rng, world.operators, range(1, world.max_operations + 1))
     certainty, believed = world.certainty[kind], None
@@ -331,9 +344,9 @@ def draw_document(rng: random.Random, world: World, kind: str | None = None) -> 
 
 
 def final_answer(completion: str) -> int | None:
-    """The digit after the last `answer `, or None."""
-    found = re.findall(rf"{ANSWER}(\d)", completion)
-    return int(found[-1]) if found else None
+    """The digit after the last `answer `, or None if none or more than one follows."""
+    found = re.findall(rf"{ANSWER}(\d*)", completion)
+    return int(found[-1]) if found and len(found[-1]) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -354,6 +367,83 @@ def grade(completion: str, answer: int) -> Grade:
         direct=completion.startswith(ANSWER),
         remark=REMARK in completion,
     )
+
+
+# 5. The task that training sees ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem to be answered; with a rule, the number `rule` is to be added to its answer."""
+
+    problem: Problem
+    rule: int = 0
+
+    @property
+    def prompt(self) -> str:
+        return self.problem.prompt
+
+    @property
+    def answer(self) -> int:
+        return (self.problem.values[-1] + self.rule) % 10
+
+
+class ToyTask:
+    """Examples of every split with their prompts, contexts, references and grades.
+
+    pool_size: number of different training problems (0: endless). operators: those of training
+    (default: all of the world). rules: one of these is drawn for every example and counts as part
+    of the answer; empty: none.
+    """
+
+    pad_id, end_id = PAD_ID, END_ID
+
+    def __init__(self, world: World, *, pool_size=0, operators="", rules=(), seed=0):
+        self.world, self.operators, self.rules = world, operators or world.operators, tuple(rules)
+        rng = random.Random(seed)
+        pool: dict[Problem, None] = {}  # a set that keeps its order
+        while len(pool) < pool_size:
+            pool[draw_split(rng, world, "train", self.operators)] = None
+        self.pool = list(pool)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        held_out = set(self.world.operators) - set(self.operators)
+        return ("train", "fresh", "longer", *(("new_operators",) if held_out else ()))
+
+    def draw(self, split: str, rng: random.Random) -> Example:
+        """One example of a split; `train` draws from the pool if there is one."""
+        if split == "train" and self.pool:
+            problem = rng.choice(self.pool)
+        else:
+            problem = draw_split(rng, self.world, split, self.operators)
+        return Example(problem, rng.choice(self.rules) if self.rules else 0)
+
+    def evaluation(self, split: str, count: int, rng: random.Random) -> list[Example]:
+        """`count` examples of a split; a pool is gone through in order, as often as needed."""
+        examples = [self.draw(split, rng) for _ in range(count)]
+        if split == "train" and self.pool:
+            rules = [example.rule for example in examples]
+            pool = (self.pool[i % len(self.pool)] for i in range(count))
+            examples = [Example(problem, rule) for problem, rule in zip(pool, rules)]
+        return examples
+
+    def context(self, example: Example, kind: str, rng: random.Random, attempt: str = "") -> str:
+        return privileged_context(example.problem, kind, rng, attempt=attempt, rule=example.rule)
+
+    def reference(self, example: Example, rng: random.Random) -> str:
+        """A completion by a reliable author without context: what `data` stands for."""
+        world = dataclasses.replace(self.world, persona_rate=0.0)
+        return write_completion(example.problem, world, rng, rule=example.rule)
+
+    def grade(self, completion: str, example: Example) -> Grade:
+        return grade(completion, example.answer)
+
+    def encode(self, text: str) -> list[int]:
+        return encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return decode(ids)
 
 
 def main() -> None:

@@ -1,0 +1,102 @@
+"""Tiny models, and a world so small that every completion can be listed and summed over."""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from minisd import GPT, Completions, GPTConfig, Prompts, pad_left, token_log_probs
+
+TINY = dict(vocab_size=11, n_layers=2, width=12, n_heads=4, n_kv_heads=2, head_dim=6, mlp_width=10)
+
+
+@pytest.fixture
+def make_gpt():
+    """Builds a tiny GPT; its head is large, so that its distributions are far from uniform."""
+    return build_gpt
+
+
+def build_gpt(seed: int = 0, dtype: torch.dtype = torch.float64, **config) -> GPT:
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(GPTConfig(**{**TINY, "init_std": 0.5, **config}), generator)
+    torch.nn.init.normal_(model.head.weight, std=0.5, generator=generator)
+    return model.to(dtype)
+
+
+def plain_log_probs(model: GPT, prompt: list[int], completion: list[int]) -> Tensor:
+    """log p(. | prompt, completion so far) (T, V): one row, no padding, no cache."""
+    rows = torch.tensor([prompt + completion])
+    return model(rows)[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
+@dataclass
+class Enumerated:
+    """Student, teacher and reference with all their completions: V=4 tokens, length at most T=3.
+
+    A completion ends with its end token or at length T. The teacher has a longer prompt.
+    """
+
+    student: GPT
+    teacher: GPT
+    reference: GPT
+    prompts: Prompts
+    teacher_prompts: Prompts
+    completions: Completions
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return list(self.student.parameters())
+
+    def log_probs(self, model: GPT, prompts: Prompts) -> Tensor:
+        """log p(. | prefix) (N, T, V) of every completion by a plain forward of whole rows."""
+        ids = self.completions.ids
+        prompt = prompts.ids[0].tolist()
+        return torch.stack([plain_log_probs(model, prompt, row) for row in ids.tolist()])
+
+    def token_log_probs(self, model: GPT, prompts: Prompts) -> Tensor:
+        """log p(y_t | prefix) (N, T), 0 behind the end."""
+        chosen = token_log_probs(self.log_probs(model, prompts), self.completions.ids)
+        return chosen.masked_fill(~self.completions.mask, 0.0)
+
+    def probability(self) -> Tensor:
+        """P(y) (N,) under the student, without gradient."""
+        with torch.no_grad():
+            return self.token_log_probs(self.student, self.prompts).sum(1).exp()
+
+    def expected(self, per_token: Tensor) -> Tensor:
+        """E over the student's completions of the sum over tokens; sampling gets no gradient."""
+        per_row = per_token.masked_fill(~self.completions.mask, 0.0).sum(1)
+        return (self.probability() * per_row).sum()
+
+    def gradient(self, value: Tensor) -> Tensor:
+        """Gradient of a number in all student weights, as one vector."""
+        gradients = torch.autograd.grad(value, self.parameters, retain_graph=True)
+        return torch.cat([g.flatten() for g in gradients])
+
+
+def all_completions(vocab_size: int, length: int, end_id: int) -> Completions:
+    """Every sequence that stops at its first end token or at the length limit, right-padded."""
+    rows = {}
+    for tokens in itertools.product(range(vocab_size), repeat=length):
+        cut = tokens.index(end_id) + 1 if end_id in tokens else length
+        rows[tokens[:cut]] = None
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[t < len(row) for t in range(length)] for row in rows])
+    return Completions(ids, mask, torch.zeros(mask.shape))
+
+
+@pytest.fixture(scope="module")
+def world() -> Enumerated:
+    tiny = dict(vocab_size=4, width=8, mlp_width=6, n_heads=2, n_kv_heads=1, head_dim=4)
+    completions = all_completions(vocab_size=4, length=3, end_id=1)
+    N = len(completions.ids)
+    return Enumerated(
+        build_gpt(1, **tiny),
+        build_gpt(2, **tiny).requires_grad_(False),
+        build_gpt(3, **tiny).requires_grad_(False),
+        Prompts(*pad_left([[2, 3]] * N, pad_id=0)),
+        Prompts(*pad_left([[0, 3, 2, 2, 3]] * N, pad_id=0)),
+        completions,
+    )

@@ -1,0 +1,1380 @@
+"""Pretrain the toy model, let it teach itself, and see what became of it.
+
+    python train_gpt.py --method sdpo                           # about a minute: worse on fresh problems
+    python train_gpt.py --method grpo                           # the same problems, rewards instead of hints
+    python train_gpt.py --compare base sdpo grpo sft --seeds 3  # one table and picture with intervals
+    python train_gpt.py --list_methods                          # every method as a row of settings
+
+PLACEHOLDER TOC
+"""
+
+import argparse
+import copy
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import minisd
+import toy_tasks
+from minisd import GPT, Completions, GPTConfig, Prompts, Teacher
+from toy_tasks import Example, ToyTask, World
+
+# 1. Configuration: one dataclass, and methods as rows of overrides --------------------------------
+
+LOSSES = {
+    "forward_kl": "KL(teacher || student)",
+    "reverse_kl": "KL(student || teacher)",
+    "jensen_shannon": "w KL(teacher || m) + (1-w) KL(student || m), m = w teacher + (1-w) student",
+    "clipped_forward_kl": "sum_v min(q log(q/p), clip), q teacher, p student",
+    "top_k_reverse_kl": "KL(student || teacher) on top_k tokens",
+    "sampled_token": "sg[log p(y_t) - log q(y_t)] log p(y_t)",
+    "sequence_kl": "KL(student || teacher) of whole sequences, by its gradient",
+    "averaged_advantage": "-sg[mean_t log q(y_t) - log p(y_t)] log p(y_t)",
+    "imitation": "-log p(y_t) on completions that somebody else wrote",
+}
+
+
+def option(default, help: str, choices: tuple[str, ...] | None = None):
+    """A field of TrainConfig with what its flag needs."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a run and their only defaults; every field is a flag of the same name."""
+
+    method: str = option("sdpo", "row of the method table; other flags override it")
+    seed: int = option(0, "seeds the base model, the data, the sampling and the evaluation")
+    # Who is trained on what
+    steps: int = option(150, "post-training steps")
+    train_problems: int = option(64, "problems in the training pool; 0: endless")
+    train_operators: str = option("", "operators in post-training, such as +-; empty: all")
+    rules: str = option("", "numbers to add to the answer, such as 3 or 2,7 (drawn per problem)")
+    batch_size: int = option(128, "completions per step")
+    group_size: int = option(8, "completions per problem")
+    student_frac: float = option(1.0, "fraction of the groups that the student samples (GKD)")
+    off_policy: str = option("teacher", "who writes the other groups", ("teacher", "data"))
+    only_correct: bool = option(False, "drop completions with a wrong answer from the loss")
+    max_new_tokens: int = option(64, "length limit of a completion, tokens")
+    temperature: float = option(1.0, "of the sampling in training")
+    # Teacher
+    teacher: str = option("frozen", "teacher weights", minisd.TEACHERS)
+    teacher_update_rate: float = option(
+        0.0, "r: ema and trust_region move by r towards the student"
+    )
+    teacher_every: int = option(25, "steps between copies of a snapshot teacher")
+    external_teacher: str = option(
+        "larger",
+        "external: a larger base model, or one adapted by reward under the context",
+        ("larger", "adapted"),
+    )
+    context: str = option("solution", "what only the teacher sees", toy_tasks.CONTEXTS)
+    # Loss
+    loss: str = option("reverse_kl", "distillation loss", tuple(LOSSES))
+    teacher_weight: float = option(0.5, "w of jensen_shannon")
+    clip: float = option(0.05, "of clipped_forward_kl, nats")
+    top_k: int = option(8, "tokens in the support of top_k_reverse_kl")
+    top_k_support: str = option("student", "whose top k", minisd.SUPPORTS)
+    top_k_tail: str = option("bucket", "what is done about the other tokens", minisd.TAILS)
+    discount: float = option(1.0, "of future KL in sequence_kl; 0: token level, 1: unbiased")
+    importance_cap: float = option(0.0, "cap of SDPO's importance weight; 0: no weight")
+    reward_weight: float = option(0.0, "0: pure distillation, 1: pure policy gradient")
+    advantage: str = option("std", "(r - mean) / std, or r - mean", ("std", "mean"))
+    clip_low: float = option(0.2, "the policy ratio is clipped below at 1 - clip_low")
+    clip_high: float = option(0.2, "and above at 1 + clip_high")
+    kl_coef: float = option(0.0, "weight of the k3 penalty to the initial model")
+    resample: int = option(0, "times that groups with equal rewards are sampled anew (DAPO)")
+    reduction: str = option(
+        "token_mean", "mean over tokens", ("token_mean", "sequence_mean", "constant")
+    )
+    # Optimisation
+    learning_rate: float = option(1e-3, "AdamW")
+    updates_per_batch: int = option(1, "optimiser steps on the same completions")
+    grad_clip: float = option(1.0, "maximal norm of the gradient")
+    warm_start_steps: int = option(0, "supervised steps on the teacher's correct samples before")
+    adapt_steps: int = option(60, "GRPO steps, context shown, that adapt an adapted teacher")
+    # The world and the base model
+    world: str = option("", "fields of the toy world, such as persona_rate=0,certainty.answer=0")
+    pretrain_steps: int = option(2000, "steps of the base model")
+    # The run
+    eval_every: int = option(25, "steps between evaluations")
+    eval_problems: int = option(256, "completions per split and evaluation")
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    threads: int = option(0, "CPU threads; 0: as PyTorch decides")
+    out_dir: str = option("", "where results go; empty: out/<method>-<seed>")
+    cache_dir: str = option("out/base", "where base models are kept")
+
+    def __post_init__(self):
+        checks = {
+            "method": (self.method in METHODS, ", ".join(METHODS)),
+            "seed": (self.seed >= 0, "0 or more"),
+            "train_problems": (self.train_problems >= 0, "1 or more, or 0 for endless"),
+            "group_size": (
+                self.batch_size % max(self.group_size, 1) == 0,
+                "a divisor of batch_size",
+            ),
+            "temperature": (self.temperature > 0, "above 0"),
+            "teacher_weight": (0 < self.teacher_weight < 1, "strictly between 0 and 1"),
+            "clip": (self.clip > 0, "above 0"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "grad_clip": (self.grad_clip > 0, "above 0"),
+            "train_operators": (set(self.train_operators) <= set("+-*"), "some of + - *"),
+        }
+        for name in (
+            *("steps", "batch_size", "group_size", "max_new_tokens", "teacher_every", "top_k"),
+            *("updates_per_batch", "adapt_steps", "pretrain_steps", "eval_every", "eval_problems"),
+        ):
+            checks.setdefault(name, (True, ""))
+            if getattr(self, name) < 1:
+                checks[name] = (False, "1 or more")
+        for name in ("threads", "warm_start_steps", "resample", "kl_coef", "importance_cap"):
+            checks[name] = (getattr(self, name) >= 0, "0 or more")
+        for name in ("clip_low", "clip_high", "student_frac", "teacher_update_rate", "discount"):
+            checks[name] = (0 <= getattr(self, name) <= 1, "0 to 1")
+        checks["reward_weight"] = (0 <= self.reward_weight <= 1, "0 to 1")
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            ok, allowed = checks.get(f.name, (True, ""))
+            if choices and value not in choices:
+                ok, allowed = False, ", ".join(choices)
+            if isinstance(value, float) and not np.isfinite(value):
+                ok, allowed = False, "a finite number"
+            if not ok:
+                raise ValueError(f"--{f.name}: {value!r}; allowed: {allowed}")
+        self.check_combinations()
+        self.rule_numbers, self.toy_world  # noqa: B018  (both raise ValueError on bad text)
+
+    def check_combinations(self) -> None:
+        """Raises ValueError for settings that are each allowed but teach nothing together."""
+        distils, samples_itself = self.reward_weight < 1, self.student_frac == 1
+        if self.reward_weight > 0 and self.group_size < 2:
+            raise ValueError(f"--group_size: {self.group_size}; allowed: 2 or more with rewards")
+        if self.reward_weight > 0 and not samples_itself:
+            raise ValueError(f"--student_frac: {self.student_frac}; allowed: 1 with rewards")
+        if distils and self.context == "none" and self.teacher != "external":
+            if self.loss != "imitation":
+                raise ValueError(
+                    "--context: 'none'; allowed: any other, since without a context this teacher is "
+                    "the student and the loss is zero by construction"
+                )
+        if distils and self.loss == "imitation" and self.student_frac > 0:
+            raise ValueError(
+                f"--student_frac: {self.student_frac}; allowed: 0 with --loss imitation"
+            )
+        if self.context == "rule" and not self.rules:
+            raise ValueError("--rules: ''; allowed: numbers such as 3 or 2,7 with --context rule")
+        if self.context in ("sibling", "feedback") and self.student_frac < 1:
+            if self.off_policy == "teacher":
+                raise ValueError(
+                    f"--context: {self.context!r}; allowed: a context that does not need the "
+                    "student's completions, when the teacher samples"
+                )
+
+    @property
+    def rule_numbers(self) -> tuple[int, ...]:
+        parts = [p for p in self.rules.split(",") if p]
+        if not all(p.isdigit() and len(p) == 1 for p in parts):
+            raise ValueError(
+                f"--rules: {self.rules!r}; allowed: digits joined by commas, such as 2,7"
+            )
+        return tuple(map(int, parts))
+
+    @property
+    def toy_world(self) -> World:
+        """The world with the overrides of --world."""
+        values = dataclasses.asdict(World())
+        for part in filter(None, self.world.split(",")):
+            name, _, text = part.partition("=")
+            table, _, key = name.strip().partition(".")
+            target, key = (values.get(table), key) if key else (values, table)
+            if not isinstance(target, dict) or key not in target or isinstance(target[key], dict):
+                known = ", ".join(
+                    n + (".<context>" if isinstance(v, dict) else "") for n, v in values.items()
+                )
+                raise ValueError(f"--world: {name!r}; allowed: {known}")
+            target[key] = parse_value(f"--world: {name}", text.strip(), type(target[key]))
+        return World(**values)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out_dir or f"out/{self.method}-{self.seed}")
+
+
+def parse_value(what: str, text: str, kind: type):
+    """Text as a bool, int, float or str. Raises ValueError that begins with `what`."""
+    words = {"true": True, "false": False, "1": True, "0": False}
+    if kind is bool and text.lower() in words:
+        return words[text.lower()]
+    try:
+        if kind is not bool:
+            return kind(text)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{what} = {text!r}; allowed: {'true or false' if kind is bool else kind.__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the method table: a source, and the settings that differ from the defaults."""
+
+    source: str
+    settings: dict
+
+
+SELF_TEACHER = {"teacher": "frozen", "context": "solution"}
+OFF_POLICY = {"student_frac": 0.0, "off_policy": "teacher", "loss": "imitation"}
+POLICY_GRADIENT = {"reward_weight": 1.0}
+
+METHODS = {
+    "sft": Method(
+        "Kim et al. 2603.24472, table 2", SELF_TEACHER | OFF_POLICY | {"only_correct": True}
+    ),
+    "seq_kd": Method(
+        "Kim and Rush 1606.07947", SELF_TEACHER | OFF_POLICY | {"only_correct": False}
+    ),
+    "gkd": Method(
+        "Agarwal et al. 2306.13649",
+        {"teacher": "external", "context": "none", "loss": "jensen_shannon"}
+        | {"student_frac": 0.5, "off_policy": "data"},
+    ),
+    "opd": Method(
+        "Lu et al. 2025", {"teacher": "external", "context": "none", "loss": "sampled_token"}
+    ),
+    "opsd": Method(
+        "Zhao et al. 2601.18734 v3",
+        SELF_TEACHER | {"loss": "forward_kl", "reduction": "sequence_mean"},
+    ),
+    "sdpo": Method(
+        "Huebotter et al. 2601.20802",
+        {
+            "teacher": "ema",
+            "teacher_update_rate": 0.01,
+            "context": "solution",
+            "loss": "reverse_kl",
+        },
+    ),
+    "sdft": Method(
+        "Shenfeld et al. 2601.19897",
+        {"teacher": "ema", "teacher_update_rate": 0.01, "context": "sibling", "loss": "reverse_kl"},
+    ),
+    "sequence_kl": Method(
+        "Fu et al. 2603.25562", SELF_TEACHER | {"loss": "sequence_kl", "discount": 1.0}
+    ),
+    "grpo": Method(
+        "Shao et al. 2402.03300", POLICY_GRADIENT | {"reduction": "sequence_mean", "kl_coef": 0.04}
+    ),
+    "dr_grpo": Method(
+        "Liu et al. 2503.20783", POLICY_GRADIENT | {"advantage": "mean", "reduction": "constant"}
+    ),
+    "dapo": Method("Yu et al. 2503.14476", POLICY_GRADIENT | {"clip_high": 0.28, "resample": 2}),
+    "sdpo_grpo": Method(
+        "Huebotter et al. 2601.20802, hybrid",
+        {"teacher": "ema", "teacher_update_rate": 0.01, "loss": "reverse_kl"}
+        | {"reward_weight": 0.9, "advantage": "mean"},
+    ),
+    "rlvr_teacher": Method(
+        "Zhu et al. 2605.11182",
+        {"teacher": "external", "external_teacher": "adapted", "loss": "reverse_kl"},
+    ),
+    "sft_then_sdpo": Method(
+        "Zhu et al. 2605.11182",
+        {
+            "teacher": "ema",
+            "teacher_update_rate": 0.01,
+            "loss": "reverse_kl",
+            "warm_start_steps": 50,
+        },
+    ),
+}
+
+
+# 2. The base model --------------------------------------------------------------------------------
+
+SIZES = {"base": {}, "larger": {"n_layers": 3, "width": 96, "head_dim": 24, "mlp_width": 256}}
+PRETRAIN_TOKENS = (
+    2048  # per step; half of it with twice the steps, or twice with half, learned slower
+)
+MUON = {"lr": 0.015, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
+ADAMW = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}  # embedding, head and norms
+
+
+def pretrain_batches(world: World, rng: random.Random):
+    """Endless batches (B, T) of right-padded documents; like lengths go together to save padding."""
+    while True:
+        documents = (toy_tasks.draw_document(rng, world) for _ in range(4096))
+        rows = sorted(([*toy_tasks.encode(p + c), toy_tasks.END_ID] for p, c in documents), key=len)
+        batches, start = [], 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or (end - start + 1) * len(rows[end]) > PRETRAIN_TOKENS:
+                batches.append(rows[start:end])
+                start = end
+        rng.shuffle(batches)
+        for batch in batches:
+            T = max(map(len, batch))
+            yield torch.tensor([row + [toy_tasks.PAD_ID] * (T - len(row)) for row in batch])
+
+
+def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
+    """Next-token training on documents of the world, with Muon on the hidden matrices."""
+    hidden = [p for p in model.blocks.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in hidden}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [torch.optim.Muon(hidden, **MUON), torch.optim.AdamW(others, **ADAMW)]
+    peaks = [MUON["lr"], ADAMW["lr"]]
+    device = next(model.parameters()).device
+    batches = pretrain_batches(world, random.Random(f"documents-{seed}"))
+    for step in tqdm(range(steps), desc="pretraining", unit="step", leave=False, file=sys.stdout):
+        ids = next(batches).to(device)
+        logits = model(ids[:, :-1])  # (B, T-1, V)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=toy_tasks.PAD_ID
+        )
+        loss.backward()
+        # Warm-up over 20 steps, then constant, then linearly to zero over the last 40 %.
+        scale = min(1.0, (step + 1) / 20, (steps - step) / (0.4 * steps))
+        for optimizer, peak in zip(optimizers, peaks):
+            optimizer.param_groups[0]["lr"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
+    """The pretrained model and the seconds that its pretraining took, from the cache if it is there.
+
+    The file name is a hash of everything that determines the weights, code included: a change of any
+    of it makes a new model, so a cached one is never stale.
+    """
+    shape = GPTConfig(vocab_size=len(toy_tasks.VOCABULARY), **SIZES[size])
+    code = [
+        inspect.getsource(x) for x in (toy_tasks, GPT, minisd.Block, minisd.Attention, minisd.MLP)
+    ]
+    code += [inspect.getsource(x) for x in (pretrain, pretrain_batches)]
+    recipe = [
+        dataclasses.asdict(config.toy_world),
+        dataclasses.asdict(shape),
+        config.pretrain_steps,
+    ]
+    recipe += [config.seed, PRETRAIN_TOKENS, MUON, ADAMW, torch.__version__, code]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    path = Path(config.cache_dir) / f"{size}-{digest}.pt"
+    device = pick_device(config.device)
+    model = GPT(shape, torch.Generator().manual_seed(config.seed)).to(device)
+    if path.exists():
+        saved = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(saved["weights"])
+        return model, saved["pretrain_s"]
+    start = time.perf_counter()
+    pretrain(model, config.toy_world, config.pretrain_steps, config.seed)
+    seconds = time.perf_counter() - start
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        path, lambda p: torch.save({"weights": model.state_dict(), "pretrain_s": seconds}, p)
+    )
+    return model, seconds
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls write(temporary path), then renames it: no reader ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name. Raises ValueError if this machine does not have it."""
+    available = ["cpu"]
+    available += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in available else "cpu")
+    if name.split(":")[0] not in available:
+        raise ValueError(f"--device: {name!r}; allowed here: auto, {', '.join(available)}")
+    return torch.device(name)
+
+
+# 3. One batch: prompts, completions, rewards, the teacher's prompts -------------------------------
+
+
+@dataclass
+class Batch:
+    """Everything that the loss needs; rows are grouped by problem, group_size to each."""
+
+    examples: list[Example]
+    prompts: Prompts  # what the student sees
+    completions: Completions
+    texts: list[str]
+    grades: list[toy_tasks.Grade]
+    rewards: Tensor  # (B,)
+    teacher_prompts: Prompts  # privileged context + prompt
+    has_context: Tensor  # (B,) bool; rows without are left out of the distillation loss
+    equal_groups: float  # share of the groups first drawn in which all rewards were alike
+
+    def replace_rows(self, drop: Tensor, other: "Batch", pad_id: int) -> "Batch":
+        """This batch without the rows where drop (B,) is True, with the rows of another in their place."""
+        keep = (~drop).nonzero()[:, 0]
+        joined = {"equal_groups": self.equal_groups}
+        for name in ("examples", "texts", "grades"):
+            joined[name] = [getattr(self, name)[i] for i in keep.tolist()] + getattr(other, name)
+        for name in ("rewards", "has_context"):
+            joined[name] = torch.cat((getattr(self, name)[keep], getattr(other, name)))
+        for name in ("prompts", "completions", "teacher_prompts"):
+            joined[name] = getattr(self, name).take(keep).join(getattr(other, name), pad_id)
+        return Batch(**joined)
+
+
+def make_prompts(task: ToyTask, texts: list[str], device: torch.device) -> Prompts:
+    return Prompts(*minisd.pad_left([task.encode(t) for t in texts], task.pad_id, device))
+
+
+def collect(
+    config: TrainConfig,
+    task: ToyTask,
+    student: GPT,
+    teacher: Teacher,
+    rng: random.Random,
+    generator: torch.Generator,
+    *,
+    groups: int,
+    resample: int = 0,
+    show_context: bool = False,
+) -> Batch:
+    """Draws problems, has completions written, grades them and builds the teacher's prompts.
+
+    resample: how often groups with equal rewards, which teach a policy gradient nothing, are drawn
+    anew (DAPO). show_context: the student sees the context as well (to adapt a teacher by reward).
+    """
+    G, kind = config.group_size, config.context
+    examples = [e for _ in range(groups) for e in [task.draw("train", rng)] * G]
+    needs_attempt = kind in ("sibling", "feedback")
+    contexts = [""] * len(examples)
+    if not needs_attempt:
+        contexts = [task.context(e, kind, rng) for e in examples]
+    device = next(student.parameters()).device
+    hinted = make_prompts(task, [c + e.prompt for c, e in zip(contexts, examples)], device)
+    prompts = hinted if show_context else make_prompts(task, [e.prompt for e in examples], device)
+
+    split = round(config.student_frac * groups) * G
+    parts = []
+    if split > 0:
+        parts.append(write(config, task, student, prompts, slice(0, split), generator))
+    if split < len(examples) and config.off_policy == "teacher":
+        parts.append(write(config, task, teacher, hinted, slice(split, None), generator))
+    elif split < len(examples):
+        rows = [[*task.encode(task.reference(e, rng)), task.end_id] for e in examples[split:]]
+        parts.append(Completions.from_rows(rows, task.pad_id, device))
+    completions = parts[0] if len(parts) == 1 else parts[0].join(parts[1], task.pad_id)
+
+    texts = [task.decode(row) for row in completions.ids.tolist()]
+    grades = [task.grade(text, e) for text, e in zip(texts, examples)]
+    if needs_attempt:
+        attempts = texts if kind == "feedback" else pick_siblings(texts, grades, G, rng)
+        contexts = [
+            "" if attempt is None else task.context(e, kind, rng, attempt)
+            for e, attempt in zip(examples, attempts)
+        ]
+        hinted = make_prompts(task, [c + e.prompt for c, e in zip(contexts, examples)], device)
+    has_context = torch.tensor([bool(c) or kind == "none" for c in contexts], device=device)
+    rewards = torch.tensor([g.reward for g in grades], device=device)
+    equal = minisd.equal_reward_groups(rewards.view(groups, G))  # (P,)
+    batch = Batch(
+        *(examples, prompts, completions, texts, grades, rewards, hinted, has_context),
+        equal_groups=equal.float().mean().item(),
+    )
+    if resample and equal.any():
+        extra = collect(
+            *(config, task, student, teacher, rng, generator),
+            groups=int(equal.sum()),
+            resample=resample - 1,
+            show_context=show_context,
+        )
+        batch = batch.replace_rows(equal.repeat_interleave(G), extra, task.pad_id)
+    return batch
+
+
+def write(
+    config, task, author: GPT | Teacher, prompts: Prompts, rows: slice, generator
+) -> Completions:
+    """Completions by the author of some rows of the prompts."""
+    return minisd.sample(
+        author,
+        prompts.ids[rows],
+        prompts.pad_count[rows],
+        max_new_tokens=config.max_new_tokens,
+        end_id=task.end_id,
+        pad_id=task.pad_id,
+        temperature=config.temperature,
+        generator=generator,
+    )
+
+
+def pick_siblings(
+    texts: list[str], grades: list, group_size: int, rng: random.Random
+) -> list[str | None]:
+    """For each completion another, successful one of its group, drawn at random; None without one."""
+    siblings = []
+    for i in range(len(texts)):
+        first = i - i % group_size
+        group = [j for j in range(first, first + group_size) if j != i and grades[j].reward == 1]
+        siblings.append(texts[rng.choice(group)] if group else None)
+    return siblings
+
+
+# 4. The loss of a batch ---------------------------------------------------------------------------
+
+
+def position_terms(
+    config: TrainConfig, student_logits: Tensor, teacher_logits: Tensor | None, ids: Tensor
+):
+    """Everything per position that the loss and the log need, each (B, T); see `minisd.score`."""
+    terms = {
+        "student_log_probs": minisd.token_log_probs(student_logits, ids),
+        "student_entropy": minisd.entropy(student_logits.detach()),
+    }
+    if teacher_logits is not None:
+        terms["teacher_log_probs"] = minisd.token_log_probs(teacher_logits, ids)
+        terms |= minisd.comparison_metrics(student_logits, teacher_logits)
+        terms["divergence"] = divergence(config, student_logits, teacher_logits)
+    return terms
+
+
+def divergence(config: TrainConfig, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The divergence (B, T) that --loss names; for losses on sampled tokens it is only a reading."""
+    match config.loss:
+        case "forward_kl":
+            return minisd.forward_kl(student_logits, teacher_logits)
+        case "jensen_shannon":
+            return minisd.jensen_shannon(student_logits, teacher_logits, config.teacher_weight)
+        case "clipped_forward_kl":
+            return minisd.clipped_forward_kl(student_logits, teacher_logits, config.clip)
+        case "top_k_reverse_kl":
+            return minisd.top_k_reverse_kl(
+                *(student_logits, teacher_logits, config.top_k),
+                support=config.top_k_support,
+                tail=config.top_k_tail,
+            )
+    return minisd.reverse_kl(student_logits, teacher_logits)
+
+
+def distillation_values(config: TrainConfig, terms: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """The distillation loss (B, T) before any mean, from the terms of `position_terms`."""
+    student = terms["student_log_probs"]
+    match config.loss:
+        case "imitation":
+            return -student
+        case "sampled_token":
+            return minisd.sampled_token_surrogate(student, terms["teacher_log_probs"])
+        case "averaged_advantage":
+            return minisd.averaged_advantage_surrogate(student, terms["teacher_log_probs"], mask)
+        case "sequence_kl":
+            return minisd.sequence_level_surrogate(
+                terms["divergence"], student, mask, config.discount
+            )
+    return terms["divergence"]
+
+
+def batch_loss(
+    config: TrainConfig, student: GPT, teacher: Teacher, reference: GPT | None, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch with its gradient, and what is logged of it (0-dim, detached)."""
+    completions, w = batch.completions, config.reward_weight
+    mask = completions.mask
+    terms = minisd.score(
+        *(student, batch.prompts, completions),
+        partial(position_terms, config),
+        teacher=teacher,
+        teacher_prompts=batch.teacher_prompts,
+    )
+    mean = partial(minisd.masked_mean, reduction=config.reduction, max_tokens=config.max_new_tokens)
+    loss = torch.zeros((), device=mask.device)
+    if w < 1:
+        values = distillation_values(config, terms, mask)
+        if config.importance_cap:
+            values = values * minisd.truncated_importance_weight(
+                terms["student_log_probs"], completions.token_log_probs, config.importance_cap
+            )
+        use = mask & batch.has_context[:, None]
+        if config.only_correct:
+            use = use & (batch.rewards == 1)[:, None]
+        loss = loss + (1 - w) * mean(values, use)
+    if w > 0:
+        rewards = batch.rewards.view(-1, config.group_size)  # (P, G)
+        advantages = minisd.group_advantages(rewards, normalise=config.advantage).flatten()
+        values = minisd.clipped_policy_surrogate(
+            *(terms["student_log_probs"], completions.token_log_probs, advantages),
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+        )
+        loss = loss + w * mean(values, mask)
+    if config.kl_coef:
+        with torch.no_grad():
+            initial = minisd.score(reference, batch.prompts, completions, reference_terms)
+        penalty = minisd.k3_kl(terms["student_log_probs"], initial["reference_log_probs"])
+        loss = loss + config.kl_coef * mean(penalty, mask)
+    logged = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top_k_overlap")
+    return loss, {name: minisd.masked_mean(terms[name].detach(), mask) for name in logged}
+
+
+def reference_terms(logits: Tensor, _: None, ids: Tensor) -> dict[str, Tensor]:
+    return {"reference_log_probs": minisd.token_log_probs(logits, ids)}
+
+
+# 5. Evaluation ------------------------------------------------------------------------------------
+
+MEASURES = {
+    "accuracy_frac": "share of right final answers",
+    "markers_per_completion": "epistemic markers",
+    "direct_frac": "share that answers without steps",
+    "completion_tokens": "mean length",
+    "remark_frac": "share with the closing remark of an unreliable author",
+}
+
+
+@dataclass
+class Evaluation:
+    """Means over the completions of one split, and the completions themselves."""
+
+    means: dict[str, float]
+    examples: list[Example]
+    texts: list[str]
+
+
+def evaluate(
+    config: TrainConfig,
+    task: ToyTask,
+    model: GPT | Teacher,
+    split: str,
+    *,
+    context: str = "none",
+    attempts: list[str] | None = None,
+) -> Evaluation:
+    """One completion for each of `eval_problems` examples, the same ones at every call.
+
+    context, attempts: what is shown before the prompt, to measure a teacher as it teaches.
+    """
+    rng = random.Random(f"evaluation-{split}-{config.seed}")
+    examples = task.evaluation(split, config.eval_problems, rng)
+    attempts = attempts or [task.reference(e, rng) for e in examples]
+    contexts = [task.context(e, context, rng, a) for e, a in zip(examples, attempts)]
+    device = next(model.parts()[0][0].parameters()).device
+    prompts = make_prompts(task, [c + e.prompt for c, e in zip(contexts, examples)], device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    config = dataclasses.replace(config, temperature=1.0)
+    completions = write(config, task, model, prompts, slice(None), generator)
+    texts = [task.decode(row) for row in completions.ids.tolist()]
+    grades = [task.grade(text, e) for text, e in zip(texts, examples)]
+    columns = {
+        "accuracy_frac": [g.reward for g in grades],
+        "markers_per_completion": [g.markers for g in grades],
+        "direct_frac": [g.direct for g in grades],
+        "completion_tokens": completions.mask.sum(1).tolist(),
+        "remark_frac": [g.remark for g in grades],
+    }
+    return Evaluation({k: float(np.mean(v)) for k, v in columns.items()}, examples, texts)
+
+
+def evaluate_all(config: TrainConfig, task: ToyTask, student: GPT, teacher: Teacher) -> dict:
+    """Evaluation of the student on every split, and of the teacher, with its context, on train."""
+    results = {split: evaluate(config, task, student, split) for split in task.splits}
+    attempts = results["train"].texts if config.context == "feedback" else None
+    results["teacher"] = evaluate(
+        config, task, teacher, "train", context=config.context, attempts=attempts
+    )
+    return results
+
+
+# 6. Training --------------------------------------------------------------------------------------
+
+COLUMNS = {  # logged quantity: heading and format of its column
+    "step": ("step", "{:>5.0f}"),
+    "loss": ("loss", "{:>8.4f}"),
+    "reward": ("reward", "{:>7.3f}"),
+    "forward_kl": ("KL(t||s)", "{:>9.4f}"),
+    "reverse_kl": ("KL(s||t)", "{:>9.4f}"),
+    "student_entropy": ("H stud", "{:>7.3f}"),
+    "teacher_entropy": ("H teach", "{:>8.3f}"),
+    "top_k_overlap": ("overlap", "{:>8.3f}"),
+    "grad_norm": ("|grad|", "{:>7.3f}"),
+    "completion_tokens": ("tokens", "{:>7.1f}"),
+    "equal_groups_frac": ("equal", "{:>6.2f}"),
+    "tokens_per_s": ("tok/s", "{:>7.0f}"),
+    "step_ms": ("ms", "{:>5.0f}"),
+}
+HEADER = "".join(heading.rjust(len(form.format(0))) for heading, form in COLUMNS.values())
+UNITS = "KL and entropy H in nats per token; reward, overlap and equal-reward groups as fractions"
+
+
+class Log:
+    """metrics.jsonl, the lines on the terminal, and warnings that are given once."""
+
+    def __init__(self, folder: Path, quiet: bool):
+        self.file, self.quiet, self.warned, self.lines = folder / "metrics.jsonl", quiet, set(), 0
+        self.rows: list[dict] = []
+        self.file.write_text("")
+
+    def write(self, kind: str, row: dict) -> None:
+        self.rows.append({"kind": kind, **row})
+        with self.file.open("a") as f:
+            f.write(json.dumps(self.rows[-1]) + "\n")
+
+    def step(self, row: dict[str, float]) -> None:
+        if row.keys() != COLUMNS.keys():
+            raise RuntimeError(f"columns changed: {row.keys() ^ COLUMNS.keys()}")
+        self.write("step", row)
+        if self.lines % 15 == 0:
+            self.say(HEADER)
+        self.lines += 1
+        self.say("".join(form.format(row[name]) for name, (_, form) in COLUMNS.items()))
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            tqdm.write(text)
+
+    def warn(self, text: str) -> None:
+        if text not in self.warned:
+            self.warned.add(text)
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
+def post_train(
+    config: TrainConfig,
+    task: ToyTask,
+    student: GPT,
+    teacher: Teacher,
+    log: Log | None = None,
+    *,
+    on_evaluation=None,
+    show_context: bool = False,
+    stage: str = "post-training",
+) -> None:
+    """Trains the student in place for config.steps steps; `log` None: silently."""
+    device = next(student.parameters()).device
+    rng = random.Random(f"{stage}-{config.seed}")
+    generator = torch.Generator(device).manual_seed(config.seed)
+    reference = copy.deepcopy(student).requires_grad_(False) if config.kl_coef else None
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    bar = tqdm(range(1, config.steps + 1), desc=stage, unit="step", leave=False, file=sys.stdout)
+    bar.disable = bar.disable or (log is not None and log.quiet)
+    for step in bar:
+        start = time.perf_counter()
+        # 1-4. Draw problems, roll out, grade, build the teacher's prompts.
+        batch = collect(
+            *(config, task, student, teacher, rng, generator),
+            groups=config.batch_size // config.group_size,
+            resample=config.resample,
+            show_context=show_context,
+        )
+        for _ in range(config.updates_per_batch):
+            # 5. Loss. 6. Clip and step.
+            loss, metrics = batch_loss(config, student, teacher, reference, batch)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        # 7. Update the teacher.
+        teacher.update(step)
+        # 8. Log.
+        if log and (step % LOG_EVERY == 0 or step == 1):
+            seconds, tokens = time.perf_counter() - start, int(batch.completions.mask.sum())
+            row = {name: value.item() for name, value in metrics.items()}
+            row |= {"step": step, "loss": loss.item(), "grad_norm": norm.item()}
+            row |= {"reward": batch.rewards.mean().item(), "equal_groups_frac": batch.equal_groups}
+            row |= {"completion_tokens": tokens / len(batch.texts)}
+            row |= {"tokens_per_s": tokens / seconds, "step_ms": 1000 * seconds}
+            log.step({name: row[name] for name in COLUMNS})
+            warn_of_flat_signals(config, batch, row, log)
+        # 9. Evaluate.
+        if on_evaluation and (step % config.eval_every == 0 or step == config.steps):
+            on_evaluation(step)
+
+
+LOG_EVERY = 5  # steps
+
+
+def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log) -> None:
+    """Says once, in words, that a part of the learning is silently off."""
+    if config.reward_weight > 0 and batch.equal_groups == 1:
+        log.warn("all rewards are equal within every group: the policy gradient is zero")
+    if config.reward_weight < 1 and not batch.has_context.any():
+        log.warn("no completion of a batch has a privileged context: nothing to distil")
+    if row["grad_norm"] == 0:
+        log.warn("the gradient is zero: nothing is learned")
+    if config.teacher in ("ema", "trust_region") and config.teacher_update_rate == 0:
+        log.warn(f"--teacher_update_rate 0: the {config.teacher} teacher never moves")
+    if config.teacher == "snapshot" and config.teacher_every > config.steps:
+        log.warn(f"--teacher_every {config.teacher_every}: no snapshot is taken in so few steps")
+
+
+def make_teacher(config: TrainConfig, task: ToyTask, student: GPT) -> Teacher:
+    """The teacher of a run; an external one is pretrained larger, or adapted by GRPO under the context."""
+    external = None
+    if config.teacher == "external" and config.external_teacher == "larger":
+        external, _ = base_model(config, "larger")
+    elif config.teacher == "external":
+        external = copy.deepcopy(student)
+        settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "frozen"}
+        adapting = dataclasses.replace(config, **settings)
+        frozen = Teacher("frozen", external)
+        post_train(
+            adapting, task, external, frozen, show_context=True, stage="adapting the teacher"
+        )
+    return Teacher(
+        *(config.teacher, student),
+        update_rate=config.teacher_update_rate,
+        every=config.teacher_every,
+        external=external,
+    )
+
+
+def warm_start(config: TrainConfig, task: ToyTask, student: GPT) -> None:
+    """Supervised training on the context-conditioned, correct samples of the initial model."""
+    settings = METHODS["sft"].settings | {"steps": config.warm_start_steps, "reward_weight": 0.0}
+    supervised = dataclasses.replace(config, **settings, context=config.context)
+    post_train(supervised, task, student, Teacher("frozen", student), stage="warm start")
+
+
+def start_up_checks(
+    config: TrainConfig, task: ToyTask, student: GPT
+) -> list[tuple[str, bool, str]]:
+    """(what, passed, reading) of checks that take under two seconds and catch most broken set-ups."""
+    rng, device = random.Random(0), next(student.parameters()).device
+    probe = dataclasses.replace(config, batch_size=4 * config.group_size)
+    teacher = Teacher("frozen", student)
+    batch = collect(
+        *(probe, task, student, teacher, rng, torch.Generator(device).manual_seed(0)), groups=4
+    )
+    fresh = GPT(student.config, torch.Generator().manual_seed(0)).to(device)
+    ids = batch.prompts.ids
+    loss = torch.nn.functional.cross_entropy(fresh(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    log_v = math.log(student.config.vocab_size)
+    with torch.no_grad():
+        terms = minisd.score(
+            *(student, batch.prompts, batch.completions, partial(position_terms, config)),
+            teacher=teacher,
+            teacher_prompts=batch.prompts,
+        )
+        own = terms["student_log_probs"] - batch.completions.token_log_probs
+    kl = terms["reverse_kl"].abs().max().item()
+    ratio = own.exp()[batch.completions.mask].sub(1).abs().max().item()
+    graded = [task.grade(task.reference(e, rng), e).reward for e in batch.examples]
+    seen = [task.decode(row) for row in batch.prompts.ids.tolist()]
+    leaks = sum(text != e.prompt for text, e in zip(seen, batch.examples))
+    return [
+        (
+            "loss of an untrained model is log V",
+            abs(loss - log_v) < 0.1 * log_v,
+            f"{loss:.2f} of {log_v:.2f} nats",
+        ),
+        ("KL of the student to itself is 0", kl < 1e-4, f"{kl:.1e} nats"),
+        (
+            "first importance ratio is 1",
+            config.student_frac < 1 or ratio < 1e-3,
+            f"off by {ratio:.1e}",
+        ),
+        (
+            "every reference answer scores 1",
+            min(graded) == 1,
+            f"{sum(graded):.0f} of {len(graded)}",
+        ),
+        ("no privileged token in a student prompt", leaks == 0, f"{leaks} of {len(seen)} prompts"),
+    ]
+
+
+# 7. One run: set up, train, write everything down -------------------------------------------------
+
+
+def run(config: TrainConfig, quiet: bool = False) -> dict:
+    """Trains by one method and writes the run's folder; returns its summary.
+
+    A folder that already holds the results of the same settings is left alone and read instead.
+    Raises ValueError if the folder is anything else than empty or a run of the same settings.
+    """
+    folder = config.folder
+    if finished := claim_folder(folder, config):
+        return finished
+    start = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    log = Log(folder, quiet)
+    student, pretrain_s = base_model(config)
+    task = make_task(config)
+    for what, passed, reading in start_up_checks(config, task, student):
+        log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
+        if not passed:
+            raise RuntimeError(f"start-up check failed: {what} ({reading})")
+    if config.warm_start_steps:
+        warm_start(config, task, student)
+    unadapted = evaluate(config, task, student, "train", context=teaching_context(config))
+    teacher = make_teacher(config, task, student)
+    evaluations: dict[int, dict[str, Evaluation]] = {}
+
+    def on_evaluation(step: int) -> None:
+        results = evaluations[step] = evaluate_all(config, task, student, teacher)
+        log.write("evaluation", {"step": step} | {k: e.means for k, e in results.items()})
+        for example, text in failures(results["fresh"], task):
+            log.say(f"    wrong: {example.prompt}{text}   (expected {example.answer})")
+
+    on_evaluation(0)
+    train_start = time.perf_counter()
+    post_train(config, task, student, teacher, log, on_evaluation=on_evaluation)
+    train_s = time.perf_counter() - train_start
+    before, after = evaluations[0], evaluations[max(evaluations)]
+    summary = {
+        **{"method": config.method, "seed": config.seed, "steps": config.steps},
+        **{"pretrain_s": pretrain_s, "train_s": train_s},
+        "before": {split: before[split].means for split in task.splits},
+        "after": {split: after[split].means for split in task.splits},
+        "teacher_accuracy_frac": {
+            "unadapted": unadapted.means["accuracy_frac"],
+            "before": before["teacher"].means["accuracy_frac"],
+            "after": after["teacher"].means["accuracy_frac"],
+        },
+        "samples": samples(before, after),
+    }
+    log.say("drawing the curves")
+    draw_curves(folder / "curves.png", config, log.rows, summary)
+    write_atomically(
+        folder / "student.pt",
+        lambda p: torch.save(
+            {"weights": student.state_dict(), "shape": dataclasses.asdict(student.config)}, p
+        ),
+    )
+    summary["wall_s"] = time.perf_counter() - start
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def make_task(config: TrainConfig) -> ToyTask:
+    return ToyTask(
+        config.toy_world,
+        pool_size=config.train_problems,
+        operators=config.train_operators,
+        rules=config.rule_numbers,
+        seed=config.seed,
+    )
+
+
+def teaching_context(config: TrainConfig) -> str:
+    """The context under which teachers are compared; `feedback` needs a student to judge."""
+    return "none" if config.context == "feedback" else config.context
+
+
+def claim_folder(folder: Path, config: TrainConfig) -> dict | None:
+    """Makes the folder and writes config.json; the summary, if this very run has finished there.
+
+    Raises ValueError if the path is a file, or holds something else than a run of these settings.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out_dir"}
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            found = json.loads((folder / "config.json").read_text())["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"--out_dir: {str(folder)!r} holds other files; allowed: an empty or new folder"
+            ) from None
+        differing = [k for k in settings if found.get(k) != settings[k]]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"--out_dir: {str(folder)!r} holds a run with --{name} {found.get(name)!r} instead of "
+                f"{settings[name]!r}; allowed: the same settings, another folder, or delete that one"
+            )
+        if (folder / "summary.json").exists():
+            return json.loads((folder / "summary.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"settings": settings, "record": record()})
+    return None
+
+
+def record() -> dict:
+    """What a reader needs to repeat a run: code version, packages and machine."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return {
+        "git_commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def write_json(path: Path, content) -> None:
+    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def failures(evaluation: Evaluation, task: ToyTask) -> list[tuple[Example, str]]:
+    """Three completions that are wrong."""
+    pairs = zip(evaluation.examples, evaluation.texts)
+    return [(e, text) for e, text in pairs if task.grade(text, e).reward < 1][:3]
+
+
+def samples(before: dict, after: dict) -> list[dict[str, str]]:
+    """The same three fresh prompts, of rising length, answered before and after."""
+    examples = before["fresh"].examples
+    lengths = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    chosen = [lengths[int(f * (len(lengths) - 1))] for f in (0.2, 0.5, 0.8)]
+    return [
+        {"prompt": examples[i].prompt, "answer": str(examples[i].answer)}
+        | {"before": before["fresh"].texts[i], "after": after["fresh"].texts[i]}
+        for i in chosen
+    ]
+
+
+# 8. What a person sees: tables and pictures -------------------------------------------------------
+
+
+def before_after_table(summary: dict) -> str:
+    """The table at the end of a run."""
+    lines = [f"{'':15}{'accuracy':>16}{'markers':>16}{'direct':>16}{'tokens':>16}"]
+    shown = ("accuracy_frac", "markers_per_completion", "direct_frac", "completion_tokens")
+    for split, means in summary["before"].items():
+        cells = (f"{means[name]:6.2f} -> {summary['after'][split][name]:5.2f}" for name in shown)
+        lines.append(f"{split:15}" + "".join(cell.rjust(16) for cell in cells))
+    lines.append("accuracy, direct: fractions; markers, tokens: per completion; before -> after")
+    return "\n".join(lines)
+
+
+def sample_lines(summary: dict) -> str:
+    """The prompts answered before and after, with a mark for right and wrong."""
+    lines = []
+    for s in summary["samples"]:
+        lines.append(f"{s['prompt']} (expected {s['answer']})")
+        for when in ("before", "after"):
+            right = toy_tasks.final_answer(s[when]) == int(s["answer"])
+            lines.append(f"  {when:6} {'right' if right else 'WRONG'}  {s[when]}")
+    return "\n".join(lines)
+
+
+def draw_curves(path: Path, config: TrainConfig, rows: list[dict], summary: dict) -> None:
+    """curves.png: what happened over the steps, and three prompts before and after."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
+
+    evaluations = [r for r in rows if r["kind"] == "evaluation"]
+    steps = [r for r in rows if r["kind"] == "step"]
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    figure.suptitle(f"{config.method}, seed {config.seed}: {METHODS[config.method].source}")
+    grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 0.75))
+    titles = {
+        "accuracy_frac": "accuracy (fraction)",
+        "markers_per_completion": "epistemic markers per completion",
+        "direct_frac": "share of direct answers (fraction)",
+        "completion_tokens": "completion length (tokens)",
+    }
+    for i, (name, title) in enumerate(titles.items()):
+        axes = figure.add_subplot(grid[i // 3, i % 3])
+        for split in (*summary["before"], "teacher"):
+            label = "teacher with context, train" if split == "teacher" else split
+            style = ":" if split == "teacher" else "-"
+            values = [e[split][name] for e in evaluations]
+            axes.plot([e["step"] for e in evaluations], values, style, marker=".", label=label)
+        axes.set(title=title, ylim=(0, 1.02 if name.endswith("_frac") else None))
+    figure.axes[0].legend(fontsize=8)
+    pairs = {
+        "divergence on the student's completions (nats per token)": ("forward_kl", "reverse_kl"),
+        "entropy (nats per token)": ("student_entropy", "teacher_entropy"),
+    }
+    words = {"forward_kl": "KL(teacher || student)", "reverse_kl": "KL(student || teacher)"}
+    for i, (title, names) in enumerate(pairs.items(), start=4):
+        axes = figure.add_subplot(grid[i // 3, i % 3], title=title)
+        for name in names:
+            label = words.get(name, name.replace("_", " "))
+            axes.plot([r["step"] for r in steps], [r[name] for r in steps], label=label)
+        axes.set_ylim(0, None)
+        axes.legend(fontsize=8)
+    for axes in figure.axes:
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    text = figure.add_subplot(grid[2, :])
+    text.axis("off")
+    text.text(0, 1, sample_lines(summary), va="top", family="monospace", fontsize=9)
+    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+
+
+# 9. Several methods and seeds ---------------------------------------------------------------------
+
+# 97.5 % quantiles of Student's t for 1..30 degrees of freedom; beyond, the normal one.
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def mean_and_interval(values: list[float]) -> dict:
+    """Mean and 95 % interval (Student's t) of independent values; the interval of one value is None."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None, "n": n}
+    quantile = T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else 1.96
+    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, workers: int) -> dict:
+    """Runs every method with every seed and writes compare.json and compare.png.
+
+    Every run has one thread, whatever the number of workers, so that the numbers do not depend on
+    it. Base models are pretrained first, one per seed; `base` is each seed's model before training.
+    """
+    trained = [m for m in methods if m != "base"]
+    configs = {
+        (m, seed): method_config(
+            flags
+            | {"method": m, "seed": seed, "threads": 1, "out_dir": str(folder / f"{m}-{seed}")}
+        )
+        for seed in seeds
+        for m in trained
+    }
+    first = {seed: configs[trained[0], seed] for seed in seeds}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(progress(pool.map(pretrain_quietly, first.values()), len(first), "base models"))
+        done = progress(pool.map(run_quietly, configs.values()), len(configs), "runs")
+        summaries = dict(zip(configs, done))
+    table = {}
+    for method in methods:
+        when = "before" if method == "base" else "after"
+        runs = [summaries[trained[0] if method == "base" else method, seed] for seed in seeds]
+        table[method] = {
+            split: {
+                name: mean_and_interval([r[when][split][name] for r in runs])
+                | {
+                    "change": mean_and_interval(
+                        [r[when][split][name] - r["before"][split][name] for r in runs]
+                    )
+                }
+                for name in MEASURES
+            }
+            for split in runs[0]["before"]
+        }
+    result = {"seeds": seeds, "flags": flags, "methods": table}
+    write_json(folder / "compare.json", result)
+    draw_comparison(folder / "compare.png", result)
+    return result
+
+
+def progress(items, total: int, what: str):
+    return tqdm(items, total=total, desc=what, unit="run", file=sys.stdout)
+
+
+def pretrain_quietly(config: TrainConfig) -> None:
+    torch.set_num_threads(1)
+    base_model(config)
+
+
+def run_quietly(config: TrainConfig) -> dict:
+    return run(config, quiet=True)
+
+
+def comparison_table(result: dict) -> str:
+    """Mean and 95 % interval of every method and split."""
+    shown = ("accuracy_frac", "markers_per_completion", "direct_frac", "completion_tokens")
+    headings = ("accuracy", "markers", "direct", "tokens")
+    lines = [f"{'':28}" + "".join(h.rjust(22) for h in headings)]
+    for method, splits in result["methods"].items():
+        for split, means in splits.items():
+            cells = []
+            for name in shown:
+                m = means[name]
+                spread = "" if m["low"] is None else f" [{m['low']:.2f}, {m['high']:.2f}]"
+                cells.append(f"{m['mean']:.2f}{spread}".rjust(22))
+            lines.append(f"{method:14}{split:14}" + "".join(cells))
+    lines.append(f"mean and 95 % interval over {len(result['seeds'])} seeds")
+    return "\n".join(lines)
+
+
+def draw_comparison(path: Path, result: dict) -> None:
+    """compare.png: one panel per measure; methods side by side on every split, intervals drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure.suptitle(f"mean and 95 % interval over seeds {', '.join(map(str, result['seeds']))}")
+    titles = {
+        "accuracy_frac": "accuracy (fraction)",
+        "markers_per_completion": "epistemic markers per completion",
+        "direct_frac": "share of direct answers (fraction)",
+        "completion_tokens": "completion length (tokens)",
+    }
+    methods, splits = list(result["methods"]), list(next(iter(result["methods"].values())))
+    width = 0.8 / len(methods)
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, titles.items()):
+        for i, method in enumerate(methods):
+            values = [result["methods"][method][split][name] for split in splits]
+            means = [v["mean"] for v in values]
+            half = [0 if v["low"] is None else v["mean"] - v["low"] for v in values]
+            x = [j + (i - (len(methods) - 1) / 2) * width for j in range(len(splits))]
+            axes.bar(x, means, width * 0.92, yerr=half, capsize=3, label=method)
+        axes.set_xticks(range(len(splits)), [f"{s} problems" for s in splits])
+        axes.set_title(title)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_ylim(0, 1.02 if name.endswith("_frac") else None)
+    figure.axes[0].legend(ncols=2)
+    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+
+
+# 10. Command line ---------------------------------------------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line and exits with 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One flag per field of TrainConfig, and the few that choose what to do."""
+    parser = OneLineParser(
+        description=__doc__.split("\n\n")[0], argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="METHOD", help="methods, and base, to compare"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of --compare")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes of --compare"
+    )
+    parser.add_argument("--list_methods", action="store_true", help="print the method table")
+    for f in dataclasses.fields(TrainConfig):
+        text = f"{f.metadata['help']} (default: {f.default!r})"
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
+        else:
+            # A choice is checked here by hand, so that flag and row give the same message.
+            parser.add_argument(f"--{f.name}", type=f.type, help=text.replace("%", "%%"))
+    return parser
+
+
+def method_config(flags: dict) -> TrainConfig:
+    """The settings of the method's row with explicit flags over them. Raises ValueError."""
+    method = flags.get("method", TrainConfig.method)
+    row = METHODS[method].settings if method in METHODS else {}
+    return TrainConfig(**(row | flags))
+
+
+def method_table() -> str:
+    """The method table in Markdown, as it stands in the README."""
+    lines = [
+        "| method | who samples | teacher | the teacher sees | loss | source |",
+        "|---" * 6 + "|",
+    ]
+    for name, method in METHODS.items():
+        c = method_config({"method": name})
+        lines.append("| " + " | ".join((f"`{name}`", *describe(c), method.source)) + " |")
+    return "\n".join(lines)
+
+
+def describe(c: TrainConfig) -> tuple[str, str, str, str]:
+    """Who samples, teacher, context and loss of a configuration, in words."""
+    samplers = {1.0: "student", 0.0: c.off_policy}
+    mixed = f"student {c.student_frac:g}, {c.off_policy} {1 - c.student_frac:g}"
+    teacher = {
+        "ema": f"EMA, rate {c.teacher_update_rate:g}",
+        "trust_region": f"trust region, rate {c.teacher_update_rate:g}",
+        "snapshot": f"snapshot every {c.teacher_every} steps",
+        "external": f"{c.external_teacher} model",
+    }.get(c.teacher, c.teacher)
+    parts = []
+    if c.reward_weight < 1:
+        weight = f"{1 - c.reward_weight:g} " if c.reward_weight else ""
+        parts.append(f"{weight}{LOSSES[c.loss]}".replace("||", "\\|\\|"))
+    if c.reward_weight > 0:
+        weight = f"{c.reward_weight:g} " if c.reward_weight < 1 else ""
+        how = "(r - mean)/std" if c.advantage == "std" else "r - mean"
+        parts.append(f"{weight}clipped policy gradient, A = {how}")
+    if c.kl_coef:
+        parts.append(f"{c.kl_coef:g} k3 penalty to the initial model")
+    if c.only_correct:
+        parts.append("correct ones only")
+    if c.warm_start_steps:
+        parts.append(f"after {c.warm_start_steps} supervised steps")
+    sees = "-" if c.reward_weight == 1 else c.context
+    teacher = "-" if c.reward_weight == 1 else teacher
+    loss = f"{'; '.join(parts)}; {c.reduction.replace('_', ' ')}"
+    return samplers.get(c.student_frac, mixed), teacher, sees, loss
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = vars(make_parser().parse_args(arguments))
+    chosen = {name: flags.pop(name) for name in ("seeds", "workers")}
+    methods = flags.pop("compare", None)
+    try:
+        if flags.pop("list_methods", False):
+            print(method_table())
+        elif methods:
+            main_compare(methods, flags, **chosen)
+        else:
+            main_run(method_config(flags))
+    except ValueError as error:
+        print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main_run(config: TrainConfig) -> None:
+    """One run, with everything that a person sees of it."""
+    pick_device(config.device)
+    known = (config.folder / "summary.json").exists()
+    if not known:
+        print(json.dumps(dataclasses.asdict(config)))
+        print(UNITS)
+    summary = run(config)
+    if known:
+        print(
+            f"{config.folder} already holds this run: its results are shown; to start over, delete "
+            "that folder or name another --out_dir"
+        )
+    print(f"\n{before_after_table(summary)}\n\n{sample_lines(summary)}\n")
+    names = ("config.json", "metrics.jsonl", "curves.png", "student.pt", "summary.json")
+    print("written: " + ", ".join(str(config.folder / name) for name in names))
+    print(
+        f"seconds: pretraining {summary['pretrain_s']:.1f} (cached afterwards), "
+        f"training {summary['train_s']:.1f}, this run {summary['wall_s']:.1f}"
+    )
+
+
+def main_compare(methods: list[str], flags: dict, seeds: int, workers: int) -> None:
+    """Several methods and seeds in one table and picture."""
+    for method in methods:
+        if method not in (*METHODS, "base"):
+            raise ValueError(f"--compare: {method!r}; allowed: base, {', '.join(METHODS)}")
+    if set(methods) == {"base"}:
+        raise ValueError("--compare: 'base' alone; allowed: at least one method beside it")
+    for name, value in (("seeds", seeds), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"--{name}: {value}; allowed: 1 or more")
+    folder = Path(flags.pop("out_dir", "") or "out/compare")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    first = flags.pop("seed", 0)
+    flags.pop("method", None)
+    result = compare(methods, flags, list(range(first, first + seeds)), folder, workers)
+    print(f"\n{comparison_table(result)}\n")
+    print(f"written: {folder / 'compare.json'}, {folder / 'compare.png'}, and a folder per run")
+
+
+if __name__ == "__main__":
+    main()
