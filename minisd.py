@@ -1,6 +1,62 @@
-"""minisd: self-distillation of language models in one readable file.
+"""minisd: self-distillation of language models, every loss next to its formula, in one file.
 
-PLACEHOLDER
+A model is its own teacher: the teacher is shown privileged context (a solution, an answer, feedback,
+a rule) before the prompt, the student is not, and the student is trained to match the teacher on
+completions that the student sampled itself. This file has the model, the sampling, the losses, the
+teachers and the diagnostics; `toy_tasks.py` has a world to try them in, `train_gpt.py` the loop.
+
+    1 model   2 sampling   3 log-probabilities, masks, means   4 divergences per position
+    5 credit: from divergences to losses   6 policy gradient   7 teachers   8 scoring a batch
+    9 diagnostics
+
+One batch through a step:
+
+    sample(student, prompts) -> completions -> score(student, teacher, the same completions)
+        -> a divergence per position (B, T) -> a loss per position (B, T) -> masked_mean -> step
+        -> Teacher.update
+
+    method         who samples        teacher weights     it sees    loss
+    sft            teacher            frozen              solution   -log p, correct ones only
+    seq_kd         teacher            frozen              solution   -log p
+    gkd            student and data   larger model        nothing    jensen_shannon
+    opd            student            larger model        nothing    sampled_token_surrogate
+    opsd           student            frozen              solution   forward_kl
+    sdpo           student            EMA                 solution   reverse_kl
+    sdft           student            EMA                 sibling    reverse_kl
+    sequence_kl    student            frozen              solution   sequence_level_surrogate
+    grpo           student            -                   -          clipped_policy_surrogate, k3_kl
+    dr_grpo        student            -                   -          clipped_policy_surrogate
+    dapo           student            -                   -          clipped_policy_surrogate
+    sdpo_grpo      student            EMA                 solution   0.9 grpo + 0.1 sdpo
+    rlvr_teacher   student            adapted by reward   solution   reverse_kl
+    sft_then_sdpo  student            EMA                 solution   reverse_kl, after some sft
+
+Shapes: B sequences = P prompts x G completions each, T positions, V vocabulary, C width, H heads,
+D head dimension, L layers, S cached positions, K top-k entries, N completion tokens of a batch.
+Log-probabilities, divergences, losses and entropies are in nats. p is the student, q the teacher.
+
+Where this differs from the papers
+ 1. sdpo: the context is the worked solution, the setting that [15] examines and whose cost [1]
+    table 6 reports; [1] by default shows a successful sibling, else feedback (`--context sibling`).
+    The divergence is over the whole vocabulary: with so few tokens no top k is needed.
+ 2. opsd: without the clip of v3 (`--loss clipped_forward_kl` has it); a completion may be as long
+    as it likes, since here all are short.
+ 3. sdft: the demonstration is a successful completion of the student's own group, not an expert's.
+ 4. sft: the correct samples of the context-conditioned model are drawn anew at every step instead
+    of once; on a pool of problems this is the same set seen through more samples.
+ 5. gkd, opd: the larger teacher differs in size, not in data; gkd's data are reference documents.
+ 6. grpo: one update per batch by default, so that the clip never acts; `--updates_per_batch`.
+    dapo has neither overlong shaping nor an unlimited number of resampling rounds.
+ 7. sdpo_grpo weighs two losses, which equals the weighted advantages of [1] for one update a batch.
+ 8. rlvr_teacher: reward adapts the base model itself with the context in its prompt, for as many
+    steps as --adapt_steps says; [10] takes a public checkpoint that was trained with rewards.
+
+References: [1] SDPO arXiv:2601.20802. [2] OPSD arXiv:2601.18734. [3] GRPO arXiv:2402.03300.
+[4] Dr. GRPO arXiv:2503.20783. [5] DAPO arXiv:2503.14476. [6] GKD arXiv:2306.13649.
+[7] grouped-query attention arXiv:2305.13245. [8] rotary positions arXiv:2104.09864.
+[9] SwiGLU arXiv:2002.05202. [10] Zhu et al. arXiv:2605.11182. [11] Fu et al. arXiv:2603.25562.
+[12] PPO arXiv:1707.06347. [13] joschu.net/blog/kl-approx.html. [14] Li et al. arXiv:2604.13016.
+[15] Kim et al. arXiv:2603.24472.
 """
 
 import copy
@@ -707,6 +763,8 @@ class Teacher:
             raise ValueError(f"teacher: {kind!r}; allowed: {', '.join(TEACHERS)}")
         if not 0 <= update_rate <= 1:
             raise ValueError(f"teacher_update_rate: {update_rate}; allowed: 0 to 1")
+        if every < 1:
+            raise ValueError(f"teacher_every: {every}; allowed: 1 or more")
         if (kind == "external") != (external is not None):
             raise ValueError("teacher: external needs a checkpoint, and no other kind takes one")
         self.kind, self.student, self.update_rate, self.every = kind, student, update_rate, every

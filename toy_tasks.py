@@ -53,10 +53,8 @@ VOCABULARY = (
 )
 PAD_ID, END_ID = VOCABULARY.index(PAD), VOCABULARY.index(END)
 TOKEN_ID = {token: i for i, token in enumerate(VOCABULARY)}
-# Longest first: " = " must win over "=".
-TOKEN_PATTERN = re.compile(
-    "|".join(re.escape(t) for t in sorted(VOCABULARY, key=len, reverse=True))
-)
+# No token begins another one, so the order of the alternatives does not matter.
+TOKEN_PATTERN = re.compile("|".join(map(re.escape, VOCABULARY)))
 
 CONTEXTS = (
     "none",
@@ -400,6 +398,10 @@ class ToyTask:
 
     def __init__(self, world: World, *, pool_size=0, operators="", rules=(), seed=0):
         self.world, self.operators, self.rules = world, operators or world.operators, tuple(rules)
+        lengths = range(1, world.max_operations + 1)
+        possible = sum(10 ** (n + 1) * len(set(self.operators)) ** n for n in lengths)
+        if pool_size > possible // 2:  # one in FRESH_ONE_IN is no training problem
+            raise ValueError(f"train_problems: {pool_size}; allowed: 0 to {possible // 2}")
         rng = random.Random(seed)
         pool: dict[Problem, None] = {}  # a set that keeps its order
         while len(pool) < pool_size:

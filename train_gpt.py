@@ -23,7 +23,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, partialmethod
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -169,24 +169,32 @@ class TrainConfig:
             raise ValueError(f"--group_size: {self.group_size}; allowed: 2 or more with rewards")
         if self.reward_weight > 0 and not samples_itself:
             raise ValueError(f"--student_frac: {self.student_frac}; allowed: 1 with rewards")
-        if distils and self.context == "none" and self.teacher != "external":
-            if self.loss != "imitation":
-                raise ValueError(
-                    "--context: 'none'; allowed: any other, since without a context this teacher is "
-                    "the student and the loss is zero by construction"
-                )
-        if distils and self.loss == "imitation" and self.student_frac > 0:
+        own_weights, imitates = self.teacher != "external", self.loss == "imitation"
+        if distils and self.context == "none" and own_weights and not imitates:
+            raise ValueError(
+                "--context: 'none'; allowed: any other, since without a context this teacher is "
+                "the student and the loss is zero by construction"
+            )
+        if distils and imitates and self.student_frac > 0:
             raise ValueError(
                 f"--student_frac: {self.student_frac}; allowed: 0 with --loss imitation"
             )
+        if (
+            self.loss == "top_k_reverse_kl"
+            and self.top_k_tail == "renormalised"
+            and self.top_k == 1
+        ):
+            raise ValueError("--top_k: 1; allowed: 2 or more, since renormalised it is zero")
+        if self.importance_cap and not samples_itself:
+            raise ValueError(f"--importance_cap: {self.importance_cap}; allowed: 0 off policy")
         if self.context == "rule" and not self.rules:
             raise ValueError("--rules: ''; allowed: numbers such as 3 or 2,7 with --context rule")
-        if self.context in ("sibling", "feedback") and self.student_frac < 1:
-            if self.off_policy == "teacher":
-                raise ValueError(
-                    f"--context: {self.context!r}; allowed: a context that does not need the "
-                    "student's completions, when the teacher samples"
-                )
+        teacher_writes = self.student_frac < 1 and self.off_policy == "teacher"
+        if self.context in ("sibling", "feedback") and teacher_writes:
+            raise ValueError(
+                f"--context: {self.context!r}; allowed: a context that does not need the student's "
+                "completions, when the teacher samples"
+            )
 
     @property
     def rule_numbers(self) -> tuple[int, ...]:
@@ -318,6 +326,12 @@ MUON = {"lr": 0.015, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
 ADAMW = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}  # embedding, head and norms
 
 
+def progress(items, what: str, total: int | None = None):
+    """The items, with a bar that shows the remaining time (in a file: a line every ten seconds)."""
+    seldom = 0.1 if sys.stdout.isatty() else 10.0
+    return tqdm(items, what, total, leave=False, file=sys.stdout, mininterval=seldom)
+
+
 def pretrain_batches(world: World, rng: random.Random):
     """Endless batches (B, T) of right-padded documents; like lengths go together to save padding."""
     while True:
@@ -343,7 +357,7 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
     peaks = [MUON["lr"], ADAMW["lr"]]
     device = next(model.parameters()).device
     batches = pretrain_batches(world, random.Random(f"documents-{seed}"))
-    for step in tqdm(range(steps), desc="pretraining", unit="step", leave=False, file=sys.stdout):
+    for step in progress(range(steps), "pretraining"):
         ids = next(batches).to(device)
         logits = model(ids[:, :-1])  # (B, T-1, V)
         loss = torch.nn.functional.cross_entropy(
@@ -773,9 +787,7 @@ def post_train(
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
-    bar = tqdm(range(1, config.steps + 1), desc=stage, unit="step", leave=False, file=sys.stdout)
-    bar.disable = bar.disable or (log is not None and log.quiet)
-    for step in bar:
+    for step in progress(range(1, config.steps + 1), stage):
         start = time.perf_counter()
         # 1-4. Draw problems, roll out, grade, build the teacher's prompts.
         batch = collect(
@@ -1037,7 +1049,7 @@ def samples(before: dict, after: dict) -> list[dict[str, str]]:
     """The same three fresh prompts, of rising length, answered before and after."""
     examples = before["fresh"].examples
     lengths = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
-    chosen = [lengths[int(f * (len(lengths) - 1))] for f in (0.2, 0.5, 0.8)]
+    chosen = [lengths[int(f * (len(lengths) - 1))] for f in (0.3, 0.6, 0.9)]
     return [
         {"prompt": examples[i].prompt, "answer": str(examples[i].answer)}
         | {"before": before["fresh"].texts[i], "after": after["fresh"].texts[i]}
@@ -1057,6 +1069,22 @@ def before_after_table(summary: dict) -> str:
         lines.append(f"{split:15}" + "".join(cell.rjust(16) for cell in cells))
     lines.append("accuracy, direct: fractions; markers, tokens: per completion; before -> after")
     return "\n".join(lines)
+
+
+def in_words(summary: dict) -> str:
+    """What the table says, for somebody who sees it for the first time."""
+    fresh = {when: summary[when]["fresh"] for when in ("before", "after")}
+    change = {name: fresh["after"][name] - fresh["before"][name] for name in fresh["before"]}
+    surer = change["markers_per_completion"] < -0.1 and change["direct_frac"] > 0.1
+    gained, lost = change["accuracy_frac"] > 0.05, change["accuracy_frac"] < -0.05
+    manner = "hesitates less, writes shorter and " if surer else ""
+    result = (
+        "is more often right" if gained else "is less often right" if lost else "is as often right"
+    )
+    return (
+        f"On fresh problems the model now {manner}{result} "
+        f"({fresh['before']['accuracy_frac']:.2f} -> {fresh['after']['accuracy_frac']:.2f})."
+    )
 
 
 def sample_lines(summary: dict) -> str:
@@ -1093,7 +1121,7 @@ def draw_curves(path: Path, config: TrainConfig, rows: list[dict], summary: dict
             values = [e[split][name] for e in evaluations]
             axes.plot([e["step"] for e in evaluations], values, style, marker=".", label=label)
         axes.set(title=title, ylim=(0, 1.02 if name.endswith("_frac") else None))
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, framealpha=0.6)
     pairs = {
         "divergence on the student's completions (nats per token)": ("forward_kl", "reverse_kl"),
         "entropy (nats per token)": ("student_entropy", "teacher_entropy"),
@@ -1151,9 +1179,9 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
         for m in trained
     }
     first = {seed: configs[trained[0], seed] for seed in seeds}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        list(progress(pool.map(pretrain_quietly, first.values()), len(first), "base models"))
-        done = progress(pool.map(run_quietly, configs.values()), len(configs), "runs")
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=hide_bars) as pool:
+        list(progress(pool.map(pretrain_quietly, first.values()), "base models", len(first)))
+        done = progress(pool.map(run_quietly, configs.values()), "runs", len(configs))
         summaries = dict(zip(configs, done))
     table = {}
     for method in methods:
@@ -1177,16 +1205,19 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
     return result
 
 
-def progress(items, total: int, what: str):
-    return tqdm(items, total=total, desc=what, unit="run", file=sys.stdout)
+def hide_bars() -> None:
+    """In worker processes: their bars would be drawn over the common one."""
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
 def pretrain_quietly(config: TrainConfig) -> None:
-    torch.set_num_threads(1)
+    """The base model of a run, in a process of its own."""
+    torch.set_num_threads(config.threads)
     base_model(config)
 
 
 def run_quietly(config: TrainConfig) -> dict:
+    """A run in a process of its own."""
     return run(config, quiet=True)
 
 
@@ -1347,7 +1378,7 @@ def main_run(config: TrainConfig) -> None:
             f"{config.folder} already holds this run: its results are shown; to start over, delete "
             "that folder or name another --out_dir"
         )
-    print(f"\n{before_after_table(summary)}\n\n{sample_lines(summary)}\n")
+    print(f"\n{before_after_table(summary)}\n{in_words(summary)}\n\n{sample_lines(summary)}\n")
     names = ("config.json", "metrics.jsonl", "curves.png", "student.pt", "summary.json")
     print("written: " + ", ".join(str(config.folder / name) for name in names))
     print(

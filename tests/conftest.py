@@ -9,7 +9,15 @@ from torch import Tensor
 
 from minisd import GPT, Completions, GPTConfig, Prompts, pad_left, token_log_probs
 
-TINY = dict(vocab_size=11, n_layers=2, width=12, n_heads=4, n_kv_heads=2, head_dim=6, mlp_width=10)
+TINY = {
+    "vocab_size": 11,
+    "n_layers": 2,
+    "width": 12,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 6,
+    "mlp_width": 10,
+}
 
 
 @pytest.fixture
@@ -89,7 +97,14 @@ def all_completions(vocab_size: int, length: int, end_id: int) -> Completions:
 
 @pytest.fixture(scope="module")
 def world() -> Enumerated:
-    tiny = dict(vocab_size=4, width=8, mlp_width=6, n_heads=2, n_kv_heads=1, head_dim=4)
+    tiny = {
+        "vocab_size": 4,
+        "width": 8,
+        "mlp_width": 6,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+        "head_dim": 4,
+    }
     completions = all_completions(vocab_size=4, length=3, end_id=1)
     N = len(completions.ids)
     return Enumerated(

@@ -176,7 +176,7 @@ def test_same_generator_seed_gives_same_weights():
 
 @pytest.mark.parametrize(
     "change, named",
-    [(dict(n_heads=4, n_kv_heads=3), "n_kv_heads: 3"), (dict(head_dim=5), "head_dim: 5")],
+    [({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads: 3"), ({"head_dim": 5}, "head_dim: 5")],
 )
 def test_impossible_shapes_are_refused_by_name(change, named):
     """A shape error deep inside the first forward instead of a word about the setting."""
