@@ -1016,6 +1016,11 @@ def hf_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
     """The tokenizer in a folder. Raises ValueError if an id of it has no row in the embedding."""
     from transformers import AutoTokenizer
 
+    # Without these files transformers hands out an empty tokenizer of the family.
+    if not [
+        f for f in ("tokenizer.json", "tokenizer.model", "vocab.json") if (folder / f).exists()
+    ]:
+        raise ValueError(f"{folder}: no tokenizer.json, tokenizer.model or vocab.json")
     with named_errors(f"{folder}: no usable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
@@ -1114,7 +1119,7 @@ def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str
     from safetensors.torch import save_file
 
     folder = Path(folder).resolve()
-    if folder.exists() and list(folder.glob("*")) and not list(folder.glob("model*.safetensors")):
+    if folder.is_file() or (any(folder.glob("*")) and not any(folder.glob("model*.safetensors"))):
         raise ValueError(f"{folder}: allowed: a new folder, an empty one, or an older checkpoint")
     files = hf_files(model, tokenizer)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -1138,7 +1143,7 @@ def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str
             folder.rename(old)
         try:
             new.rename(folder)
-        except OSError:
+        except BaseException:  # an interrupt as well
             if old.exists():
                 old.rename(folder)
             raise
@@ -1160,7 +1165,9 @@ def hf_fields(config: GPTConfig, tokenizer: "PreTrainedTokenizerBase | None") ->
     """config.json of a model that was not loaded from one: the family that has this block."""
     plain = config.qkv_bias == config.out_bias
     family = "qwen3" if config.qk_norm else "llama" if plain else "qwen2"
-    if (config.out_bias and not config.qkv_bias) or (config.mlp_bias and family != "llama"):
+    if config.out_bias > config.qkv_bias or (
+        family != "llama" and (config.mlp_bias or (family == "qwen3" and not plain))
+    ):
         raise ValueError("biases: no family has this mix; allowed: that of Llama, Qwen2 or Qwen3")
     token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
