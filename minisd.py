@@ -967,8 +967,9 @@ def hf_config(folder: Path) -> GPTConfig:
     from transformers import AutoConfig
 
     path = folder / "config.json"
-    files = {name: folder / name for name in ("config.json", "generation_config.json")}
-    files = {name: read_json(file) for name, file in files.items() if file == path or file.exists()}
+    files = {"config.json": read_json(path)}
+    if (folder / "generation_config.json").exists():
+        files["generation_config.json"] = read_json(folder / "generation_config.json")
 
     def require(field: str, value: Any, allowed: tuple) -> None:
         if value not in allowed:
@@ -1017,18 +1018,16 @@ def hf_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     # Without these files transformers hands out an empty tokenizer of the family.
-    if not [
-        f for f in ("tokenizer.json", "tokenizer.model", "vocab.json") if (folder / f).exists()
-    ]:
-        raise ValueError(f"{folder}: no tokenizer.json, tokenizer.model or vocab.json")
+    known = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).exists() for name in known):
+        raise ValueError(f"{folder}: no tokenizer; allowed: a folder with {' or '.join(known)}")
     with named_errors(f"{folder}: no usable tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        options = {"trust_remote_code": False, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocab_size:
         raise ValueError(
-            f"{folder}: tokenizer id {largest}; allowed: below the vocab_size {vocab_size} of the model"
+            f"{folder}: tokenizer id {largest}; allowed: below vocab_size {vocab_size}"
         )
     return tokenizer
 
@@ -1062,7 +1061,7 @@ def hf_weight_files(folder: Path) -> list[Path]:
             files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     if missing := [file.name for file in files if not file.exists()]:
         advice = (
-            "; .bin files are pickles, which can run code, and are not opened: convert those that you"
+            "; .bin files are pickles, which can run code, and are not opened: convert what you"
             " trust with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
         advice = advice if list(folder.glob("*.bin")) else ""
@@ -1123,11 +1122,10 @@ def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str
         raise ValueError(f"{folder}: allowed: a new folder, an empty one, or an older checkpoint")
     files = hf_files(model, tokenizer)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.TemporaryDirectory(
+    with tempfile.TemporaryDirectory(
         dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
-    )
-    with scratch as name:
-        new, old = Path(name, "new"), Path(name, "old")
+    ) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         tensors = hf_tensors(model.config, model.state_dict())
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -1139,9 +1137,9 @@ def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str
             (new / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
         except BaseException:  # an interrupt as well
             if old.exists():
