@@ -130,9 +130,9 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)
             bias = cache.key_bias[..., : k.shape[2]]
             if T > 1:
-                S = k.shape[2]  # key positions, the T new ones last
-                never = torch.finfo(bias.dtype).min
-                bias = bias + bias.new_full((T, S), never).triu(1 + S - T)  # (B, 1, T, S)
+                S = k.shape[2]
+                future = bias.new_full((T, S), torch.finfo(x.dtype).min).triu(1 + S - T)
+                bias = bias + future  # (B, 1, T, S)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -211,8 +211,12 @@ class GPT(nn.Module):
         """
         T, start = ids.shape[1], cache.length if cache is not None else 0
         x = self.embedding(ids)  # (B, T, C)
-        cos = self.rope[0] if self.rope is not None else x[:0]
-        if len(cos) < start + T or cos.dtype != x.dtype or cos.device != x.device:
+        if (
+            self.rope is None
+            or self.rope[0].shape[0] < start + T
+            or self.rope[0].device != ids.device
+            or self.rope[0].dtype != x.dtype
+        ):
             self.rope = rope_table(self.config, max(256, 2 * (start + T)), x)
         rope = self.rope[0][start : start + T], self.rope[1][start : start + T]
         for layer, block in enumerate(self.blocks):

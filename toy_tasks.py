@@ -363,7 +363,7 @@ def grade(completion: str, answer: int) -> Grade:
 
 # 5. Text datasets ---------------------------------------------------------------------------------
 
-# The one place where student's and teacher's prompts are worded. Both are this template; they differ
+# The one place where student's and teacher's prompts are worded. Both are this template and differ
 # in {context} alone, which stands inside, where no chat template strips or reformats it.
 PROMPT_TEMPLATE = (
     "{prompt}{context}\n\nReason step by step and put the final answer in \\boxed{{}}."

@@ -191,18 +191,20 @@ def test_rotary_tables_equal_those_of_transformers_to_the_last_bit(variation, tm
         {"truncate": False},
         {"beta_fast": 8.0, "beta_slow": 2.0},
         {"mscale": 1.2, "mscale_all_dim": 0.7},
-        {"factor": 1.0},
+        {"factor": 0.5},
         {"factor": None},
     ],
     ids=str,
 )
 def test_every_yarn_field_counts_as_in_transformers(changes, tmp_path):
     """Catches a yarn field that is read by transformers and ignored here."""
-    config = transformers.Qwen2Config(**SMALL, architectures=["Qwen2ForCausalLM"])
+    # Heads wide enough for pairs on both sides of the ramp, which must not begin at a whole number.
+    config = transformers.Qwen3Config(**SMALL, head_dim=64, architectures=["Qwen3ForCausalLM"])
     config.save_pretrained(tmp_path)
-    edit_json(tmp_path / "config.json", rope_parameters={**YARN, **changes})
+    long = {**YARN, "original_max_position_embeddings": 4096}
+    edit_json(tmp_path / "config.json", rope_parameters={**long, **changes})
     config = transformers.AutoConfig.from_pretrained(tmp_path)
-    rotary = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(config)
+    rotary = transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding(config)
     like = torch.zeros(1)
     ours = minisd.rope_table(minisd.hf_config(tmp_path), 50, like)
     expected = rotary(like, torch.arange(50)[None])
@@ -313,9 +315,12 @@ REFUSED = {
     "quantised": ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     "dynamic rope": (
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-        "rope_type",
+        "rope_type 'dynamic'; allowed: 'default' or 'linear'",
     ),
-    "unknown rope": ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type"),
+    "unknown rope": (
+        {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
+        "rope_type 'spiral'",
+    ),
     "rope lacks a factor": (
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
         "factor",
