@@ -1118,29 +1118,28 @@ def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str
     what was there; one that is killed between two renames leaves it as `old` in the scratch folder.
     Raises ValueError if `folder` holds something that is no checkpoint, OSError if writing fails.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder).resolve()
     if folder.is_file() or (any(folder.glob("*")) and not any(folder.glob("model*.safetensors"))):
         raise ValueError(f"{folder}: allowed: a new folder, an empty one, or an older checkpoint")
     files = hf_files(model, tokenizer)
+    tensors = hf_tensors(model.config, model.state_dict())
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
     ) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
-        tensors = hf_tensors(model.config, model.state_dict())
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:
+            for name, fields in files.items():
+                (new / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+        except Exception as error:  # of three libraries, of as many classes
             raise OSError(f"{folder}: not saved, nothing there was changed ({error})") from error
-        for name, fields in files.items():
-            (new / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
         try:
             if folder.exists():
                 folder.rename(old)

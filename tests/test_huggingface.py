@@ -354,6 +354,51 @@ def test_sliding_window_in_use_is_refused_for_mistral(tmp_path):
         minisd.load_hf(tmp_path)
 
 
+PUBLISHED = {  # the fields of well-known checkpoints that say something besides sizes
+    "Llama-2-7b": {
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "pretraining_tp": 1},
+        **{"rope_scaling": None, "rms_norm_eps": 1e-5, "torch_dtype": "float16"},
+    },
+    "Llama-3.2-1B": {
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False},
+        **{"attention_bias": False, "head_dim": 8, "rope_theta": 5e5, "tie_word_embeddings": True},
+        **{"eos_token_id": [3, 5], "torch_dtype": "bfloat16", "pretraining_tp": 1},
+        "rope_scaling": {
+            **{"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0},
+            **{"original_max_position_embeddings": 64, "rope_type": "llama3"},
+        },
+    },
+    "SmolLM2-135M": {
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "is_llama_config": True},
+        **{"rope_interleaved": False, "rope_theta": 1e5, "tie_word_embeddings": True},
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "Mistral-7B-v0.3": {
+        **{"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+        **{"sliding_window": None, "rope_theta": 1e6, "head_dim": 8},
+    },
+    "Qwen2.5-7B": {
+        **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_mrope": False},
+        **{"sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 28},
+    },
+    "Qwen3-0.6B": {
+        **{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16},
+        **{"sliding_window": None, "use_sliding_window": False, "max_window_layers": 28},
+        **{"rope_scaling": None, "rope_theta": 1e6, "tie_word_embeddings": True},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_as_published_are_accepted(tmp_path, name):
+    """Catches a refusal of fields that are present but change nothing, and a theta that is lost."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | PUBLISHED[name]))
+    config = minisd.hf_config(tmp_path)
+    assert config.rope_theta == PUBLISHED[name].get("rope_theta", 1e4)
+    assert (config.rope_scaling is not None) == bool(PUBLISHED[name].get("rope_scaling"))
+    assert config.tied_embeddings == PUBLISHED[name].get("tie_word_embeddings", False)
+
+
 NORM = "model__layers__1__self_attn__q_norm__weight"
 MISFITS = {
     "missing": ({NORM: None}, "layers.1.self_attn.q_norm.weight is missing"),
