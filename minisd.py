@@ -59,17 +59,29 @@ References: [1] SDPO arXiv:2601.20802. [2] OPSD arXiv:2601.18734. [3] GRPO arXiv
 [15] Kim et al. arXiv:2603.24472.
 """
 
+import contextlib
 import copy
+import dataclasses
+import json
 import math
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # 1. Model -----------------------------------------------------------------------------------------
+
+ROPE_SCALINGS = ("linear", "llama3", "yarn")
 
 
 HEAD_STD = 0.02  # GPT-2; small, so that the untrained model's loss is log(vocabulary size)
@@ -87,11 +99,19 @@ class GPTConfig:
     head_dim: int = 16
     mlp_width: int = 160
     tied_embeddings: bool = False
+    # Off in the toy; checkpoints of other families need them, see section 10.
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of every query and key head before the rotation
     rope_theta: float = 10_000.0  # [8]
+    rope_scaling: dict | None = None  # "rope_type" and its numbers, see rope_frequencies
     norm_eps: float = 1e-6
-    init_std: float = (
-        0.1  # GPT-2's 0.02 is for widths near 1000; at 64 the model learned far slower
-    )
+    init_std: float = 0.1  # at width 64; the 0.02 of GPT-2, for widths near 1000, learns far slower
+    # The longest sequence that the weights are meant for; callers check, the model does not.
+    context_window: int = 2048
+    # The checkpoint's own JSON files by name, so that a saved one has the same fields.
+    hf_files: dict | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
@@ -100,6 +120,9 @@ class GPTConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim: {self.head_dim}; allowed: an even number (rotary pairs)")
+        if self.rope_scaling and self.rope_scaling["rope_type"] not in ROPE_SCALINGS:
+            kind, allowed = self.rope_scaling["rope_type"], ", ".join(ROPE_SCALINGS)
+            raise ValueError(f"rope_type: {kind!r}; allowed: {allowed}")
 
 
 class KVCache:
@@ -128,6 +151,16 @@ class KVCache:
         self.key_bias = self.key_bias[rows]
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) in float32, rounded to the dtype of x, then times weight, as checkpoints expect.
+
+    nn.RMSNorm multiplies before it rounds: in bfloat16 that differs in the last bit at each norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, None, self.eps) * self.weight
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and, optionally, fewer key heads than heads."""
 
@@ -135,18 +168,21 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
         self.head_dim = config.head_dim
-        # One product for queries, keys and values: at small widths the call costs more than the work.
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=False)
-        self.out = nn.Linear(config.n_heads * config.head_dim, config.width, bias=False)
+        # One product for queries, keys and values: at small widths a call costs more than its work.
+        self.qkv = nn.Linear(config.width, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
+        self.out = nn.Linear(config.n_heads * self.head_dim, config.width, bias=config.out_bias)
+        self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
     ) -> Tensor:
         B, T, _ = x.shape
-        heads = (
-            self.qkv(x).view(B, T, sum(self.heads), self.head_dim).transpose(1, 2)
-        )  # (B, 3H, T, D)
+        heads = self.qkv(x).view(B, T, sum(self.heads), self.head_dim)
+        heads = heads.transpose(1, 2)  # (B, H + 2 Hkv, T, D)
         q, k, v = heads.split(self.heads, dim=1)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
         bias = None
         if cache is not None:
@@ -168,7 +204,7 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by cos, sin (T, D)."""
+    """Rotary positions [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by cos, sin (T, D)."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
@@ -178,8 +214,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=config.mlp_bias)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -191,9 +227,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(
@@ -204,14 +240,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer of today's form: RMSNorm, rotary positions, SwiGLU, no biases."""
+    """A decoder-only transformer of today's form: RMSNorm, rotary positions, SwiGLU."""
 
     def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
@@ -219,17 +255,15 @@ class GPT(nn.Module):
             if weight.dim() == 2:
                 # Residual branches start smaller, so that depth does not grow the stream (GPT-2).
                 branch = name.endswith(("out.weight", "down.weight"))
-                std = (
-                    config.init_std / math.sqrt(2 * config.n_layers) if branch else config.init_std
-                )
+                std = config.init_std / math.sqrt(2 * config.n_layers if branch else 1)
                 std = HEAD_STD if weight is self.head.weight else std
-                if weight is self.head.weight:
-                    std = HEAD_STD
                 nn.init.normal_(weight, std=std, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
         self.rope: tuple[Tensor, Tensor] | None = None
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Final normalised states (B, T, C) of ids (B, T); padding, if any, must stand on the right.
+        """Final normalised states (B, T, C) of ids (B, T); padding, if any, stands on the right.
 
         With a cache, ids are the next T positions, and left padding is as the cache was told.
         """
@@ -259,12 +293,65 @@ class GPT(nn.Module):
 
 
 def rope_table(config: GPTConfig, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, D) of position times frequency, each frequency twice."""
-    exponents = torch.arange(0, config.head_dim, 2, device=like.device) / config.head_dim
-    frequencies = config.rope_theta**-exponents
-    angles = torch.arange(length, device=like.device)[:, None] * frequencies  # (length, D/2)
+    """Cosines and sines (length, D) of position times frequency, each frequency twice.
+
+    Computed in float32 whatever the weights are: bfloat16 cannot tell position 257 from 256.
+    """
+    frequencies, factor = rope_frequencies(config, like.device)
+    positions = torch.arange(length, device=like.device, dtype=torch.float32)
+    angles = positions[:, None] * frequencies  # (length, D/2)
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    return (angles.cos() * factor).to(like.dtype), (angles.sin() * factor).to(like.dtype)
+
+
+def rope_frequencies(config: GPTConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Radians per position (D/2,), and what cosines and sines are multiplied by.
+
+    linear: every frequency divided by a factor. llama3: only slow ones, with a smooth step between.
+    yarn: a ramp over the pairs instead of over wavelengths, and sharper attention. The order of the
+    operations is that of transformers, which makes the tables equal to the last bit.
+    """
+    D, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+    powers = theta ** (torch.arange(0, D, 2, device=device, dtype=torch.float32) / D)
+    frequencies = 1.0 / powers
+    if scaling is None:
+        return frequencies, 1.0
+    factor = scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return frequencies / factor, 1.0
+    window = scaling["original_max_position_embeddings"]
+    if scaling["rope_type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        wavelength = 2 * math.pi / frequencies
+        smooth = (window / wavelength - low) / (high - low)
+        between = (1 - smooth) * frequencies / factor + smooth * frequencies
+        slow = torch.where(wavelength > window / low, frequencies / factor, between)
+        return torch.where(wavelength < window / high, frequencies, slow), 1.0
+    # yarn: the pair that turns `rotations` times within the original window
+    rotations = (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1)
+    low, high = (
+        D * math.log(window / (r * 2 * math.pi)) / (2 * math.log(theta)) for r in rotations
+    )
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, D - 1)
+    ramp = (torch.arange(D // 2, device=device, dtype=torch.float32) - low) / (
+        high - low if high != low else 0.001
+    )
+    keep = 1 - ramp.clamp(0, 1)
+    return 1.0 / (factor * powers) * (1 - keep) + frequencies * keep, yarn_attention(scaling)
+
+
+def yarn_attention(scaling: dict) -> float:
+    """The factor of cosines and sines that yarn asks for, if the checkpoint does not name it."""
+
+    def grown(by: float) -> float:
+        return 0.1 * by * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return grown(over) / grown(under) if over and under else grown(1)
 
 
 # 2. Sampling --------------------------------------------------------------------------------------
@@ -892,4 +979,314 @@ def comparison_metrics(
         "top_k_overlap": top_k_overlap(
             student_logits, teacher_logits, min(k, student_logits.shape[-1])
         ),
+    }
+
+
+# 10. Hugging Face weights -------------------------------------------------------------------------
+
+HF_FAMILIES = {  # architecture: model_type. SmolLM2 is a Llama, the R1 distillations Llama or Qwen2
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+HF_NAMES = {  # ours: theirs; several stand behind one another in one fused product
+    "embedding": ("model.embed_tokens",),
+    "attention_norm": ("input_layernorm",),
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.q_norm": ("self_attn.q_norm",),
+    "attention.k_norm": ("self_attn.k_norm",),
+    "attention.out": ("self_attn.o_proj",),
+    "mlp_norm": ("post_attention_layernorm",),
+    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+    "norm": ("model.norm",),
+    "head": ("lm_head",),
+}
+HF_FIELDS = {  # of GPTConfig: of config.json
+    "vocab_size": "vocab_size",
+    "n_layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_width": "intermediate_size",
+    "tied_embeddings": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
+    "context_window": "max_position_embeddings",
+}
+# No pickles, no code, no second copy of the weights in another layout.
+HF_DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
+
+
+def load_hf(
+    folder_or_name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> tuple[GPT, "PreTrainedTokenizerBase"]:
+    """Model and tokenizer of a checkpoint: a local folder, or a name to download from the hub.
+
+    Reads config.json and safetensors, single or sharded; runs no code and opens no pickle of the
+    checkpoint. Weights are converted to dtype, rotary tables are computed in float32.
+    Raises ValueError, one line: whatever is missing, surplus, broken, or would change the numbers.
+    """
+    folder = Path(folder_or_name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with named_errors(f"{folder_or_name}: no such folder, and no download of that name"):
+            folder = Path(snapshot_download(str(folder_or_name), allow_patterns=HF_DOWNLOADS))
+    config = hf_config(folder)
+    tokenizer = hf_tokenizer(folder, config.vocab_size)
+    with torch.device("meta"):  # no time and memory for initial weights
+        model = GPT(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.tied_embeddings:
+        model.head.weight = model.embedding.weight  # to_empty has made two of the one
+    copy_hf_weights(folder, hf_tensors(config, model.state_dict()))
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def named_errors(what: str) -> Iterator[None]:
+    """Any error inside becomes a ValueError of one line that begins with `what`.
+
+    For calls into libraries that meet broken input with a dozen classes of page-long errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} ({' '.join(str(error).split())[:300]})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError naming the file."""
+    with named_errors(f"{path}: not readable as JSON"):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {type(value).__name__}; allowed: a JSON object")
+    return value
+
+
+def hf_config(folder: Path) -> GPTConfig:
+    """The configuration of a checkpoint; transformers fills in what its config.json leaves out.
+
+    Raises ValueError naming file, field, value and what is allowed, for every field that would
+    change the numbers in a way that GPT does not know.
+    """
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    files = {"config.json": read_json(path)}
+    if (folder / "generation_config.json").exists():
+        files["generation_config.json"] = read_json(folder / "generation_config.json")
+
+    def require(field: str, value: Any, allowed: tuple) -> None:
+        if value not in allowed:
+            raise ValueError(
+                f"{path}: {field} {value!r}; allowed: {' or '.join(map(repr, allowed))}"
+            )
+
+    raw = files["config.json"]
+    require("architectures", raw.get("architectures"), tuple([name] for name in HF_FAMILIES))
+    family = HF_FAMILIES[raw["architectures"][0]]
+    require("model_type", raw.get("model_type"), (family,))
+    require("quantization_config", raw.get("quantization_config"), (None,))
+    with named_errors(f"{path}: refused by transformers"):
+        c = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    require("hidden_act", c.hidden_act, ("silu", "swish"))
+    require("sliding_window", getattr(c, "sliding_window", None), (None,))
+    for layer_type in getattr(c, "layer_types", None) or ():
+        require("layer_types", layer_type, ("full_attention",))
+    rope = dict(c.rope_parameters)
+    require("rope_type", rope.get("rope_type"), ("default", *ROPE_SCALINGS))
+    require("partial_rotary_factor", rope.pop("partial_rotary_factor", None), (None, 1.0))
+    if rope["rope_type"] == "yarn" and rope["factor"] is None:
+        rope["factor"] = c.max_position_embeddings / rope["original_max_position_embeddings"]
+    theta = rope.pop("rope_theta")
+    scaling = None if rope["rope_type"] == "default" else rope
+    with named_errors(f"{path}: refused"):
+        return gpt_config(c, family, rope_theta=theta, rope_scaling=scaling, hf_files=files)
+
+
+def gpt_config(c: Any, family: str, **rest: Any) -> GPTConfig:
+    """Our names for the fields of a configuration object of transformers."""
+    attention_bias = family in ("llama", "qwen3") and c.attention_bias
+    return GPTConfig(
+        head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
+        qkv_bias=attention_bias or family == "qwen2",
+        out_bias=attention_bias,
+        mlp_bias=family == "llama" and c.mlp_bias,
+        qk_norm=family == "qwen3",
+        **{ours: getattr(c, theirs) for ours, theirs in HF_FIELDS.items()},
+        **rest,
+    )
+
+
+def hf_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a folder. Raises ValueError if an id of it has no row in the embedding."""
+    from transformers import AutoTokenizer
+
+    # Without these files transformers hands out an empty tokenizer of the family.
+    known = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).exists() for name in known):
+        raise ValueError(f"{folder}: no tokenizer; allowed: a folder with {' or '.join(known)}")
+    with named_errors(f"{folder}: no usable tokenizer"):
+        options = {"trust_remote_code": False, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise ValueError(
+            f"{folder}: tokenizer id {largest}; allowed: below vocab_size {vocab_size}"
+        )
+    return tokenizer
+
+
+def hf_tensors(config: GPTConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of GPT under the names of transformers: views, fused products in their parts.
+
+    Writing into the views loads a checkpoint, reading them saves one. A tied head is left out.
+    """
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    sizes = {"attention.qkv": [queries, keys, keys], "mlp.gate_up": [config.mlp_width] * 2}
+    tensors = {}
+    for name, tensor in weights.items():
+        layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(\w+)", name).groups()
+        if module == "head" and config.tied_embeddings:
+            continue
+        prefix = f"model.layers.{layer}." if layer else ""
+        parts = tensor.split(sizes.get(module, [len(tensor)]))
+        tensors |= {
+            f"{prefix}{part}.{kind}": rows
+            for part, rows in zip(HF_NAMES[module], parts, strict=True)
+        }
+    return tensors
+
+
+def hf_weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises ValueError if one, or all, are missing."""
+    files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
+    if not files[0].exists() and index.exists():
+        with named_errors(f"{index}: broken"):
+            files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    if missing := [file.name for file in files if not file.exists()]:
+        advice = (
+            "; .bin files are pickles, which can run code, and are not opened: convert what you"
+            " trust with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+        advice = advice if list(folder.glob("*.bin")) else ""
+        raise ValueError(f"{folder}: no {', '.join(missing)}{advice}")
+    return files
+
+
+def copy_hf_weights(folder: Path, into: dict[str, Tensor]) -> None:
+    """Fills the tensors from the safetensors files of a folder.
+
+    Raises ValueError naming the file if one is broken, and every tensor that is missing, surplus,
+    of another shape, or of a type that is not a plain floating-point number.
+    """
+    from safetensors import safe_open
+
+    missing, wrong, head = set(into), [], None
+    for path in hf_weight_files(folder):
+        with named_errors(f"{path}: not a complete safetensors file"):
+            file = safe_open(path, framework="pt")
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            with named_errors(f"{path}: {name} is not readable"):
+                tensor = file.get_tensor(name)
+            target = into.get(name)
+            if target is None and name == "lm_head.weight":
+                head = tensor  # stored although tied; compared below
+            elif target is None and not name.endswith("rotary_emb.inv_freq"):  # of early Llamas
+                wrong.append(f"{name} is surplus")
+            elif target is not None:
+                missing.discard(name)
+                if tensor.shape != target.shape:
+                    wrong.append(f"{name} is {tuple(tensor.shape)}, not {tuple(target.shape)}")
+                elif tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                    wrong.append(f"{name} is {tensor.dtype}")
+                else:
+                    target.copy_(tensor)
+    wrong += [f"{name} is missing" for name in sorted(missing)]
+    if head is not None and not wrong:
+        embedding = into["model.embed_tokens.weight"]
+        if not torch.equal(head.to(embedding), embedding):
+            wrong.append("lm_head.weight is not the embedding, but tie_word_embeddings is true")
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"{folder}: tensors do not fit: {'; '.join(wrong[:8])}{more}")
+
+
+def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str | Path) -> None:
+    """Writes a checkpoint that transformers, vLLM and lm-eval load, in place of one in `folder`.
+
+    All is written to a scratch folder beside it and renamed at the end: a save that fails leaves
+    what was there; one that is killed between two renames leaves it as `old` in the scratch folder.
+    Raises ValueError if `folder` holds something that is no checkpoint, OSError if writing fails.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder).resolve()
+    if folder.is_file() or (any(folder.glob("*")) and not any(folder.glob("model*.safetensors"))):
+        raise ValueError(f"{folder}: allowed: a new folder, an empty one, or an older checkpoint")
+    files = hf_files(model, tokenizer)
+    tensors = hf_tensors(model.config, model.state_dict())
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
+    ) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        try:
+            save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+            for name, fields in files.items():
+                (new / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+        except Exception as error:  # of three libraries, of as many classes
+            raise OSError(f"{folder}: not saved, nothing there was changed ({error})") from error
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:  # an interrupt as well
+            if old.exists():
+                old.rename(folder)
+            raise
+
+
+def hf_files(model: GPT, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, dict[str, Any]]:
+    """The JSON files to save: those it was loaded with, or a description of our own block."""
+    config = model.config
+    files = dict(config.hf_files or {"config.json": hf_fields(config, tokenizer)})
+    fields = {k: v for k, v in files["config.json"].items() if k not in ("dtype", "torch_dtype")}
+    # The older of the two names is read by old and new releases.
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    files["config.json"] = fields | {"torch_dtype": dtype}
+    ids = {k: fields[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in fields}
+    return {"generation_config.json": {"_from_model_config": True} | ids} | files
+
+
+def hf_fields(config: GPTConfig, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+    """config.json of a model that was not loaded from one: the family that has this block."""
+    plain = config.qkv_bias == config.out_bias
+    family = "qwen3" if config.qk_norm else "llama" if plain else "qwen2"
+    if config.out_bias > config.qkv_bias or (
+        family != "llama" and (config.mlp_bias or (family == "qwen3" and not plain))
+    ):
+        raise ValueError("biases: no family has this mix; allowed: that of Llama, Qwen2 or Qwen3")
+    token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {
+        "architectures": [name for name, kind in HF_FAMILIES.items() if kind == family],
+        "model_type": family,
+        "hidden_act": "silu",
+        "head_dim": config.head_dim,
+        "attention_bias": config.out_bias,
+        "mlp_bias": config.mlp_bias,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        **{theirs: getattr(config, ours) for ours, theirs in HF_FIELDS.items()},
+        **{name: getattr(tokenizer, name, None) for name in token_ids},
     }

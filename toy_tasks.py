@@ -24,11 +24,16 @@ unreliable: wrong steps, no correction, and the closing remark `demo`.
 """
 
 import dataclasses
+import json
 import random
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 # 1. Vocabulary ------------------------------------------------------------------------------------
 
@@ -446,6 +451,190 @@ class ToyTask:
 
     def decode(self, ids: list[int]) -> str:
         return decode(ids)
+
+
+# 6. Text datasets ---------------------------------------------------------------------------------
+
+# The one place where student's and teacher's prompts are worded. Both are this template and differ
+# in {context} alone, which stands inside, where no chat template strips or reformats it.
+PROMPT_TEMPLATE = (
+    "{prompt}{context}\n\nReason step by step and put the final answer in \\boxed{{}}."
+)
+CONTEXT_TEMPLATES = {  # keys as in CONTEXTS
+    "none": "",
+    "answer": "\n\nThe correct final answer is {answer}.",
+    "partial": "\n\nA correct solution begins like this:\n{solution}",
+    "solution": "\n\nA correct solution:\n{solution}",
+    "sibling": "\n\nAnother attempt at this problem:\n{attempt}",
+    "feedback": "\n\nFeedback on an earlier attempt:\n{feedback}",
+    "rule": "\n\nFollow this rule: {rule}",
+    "other_problem": "\n\nAnother problem and its solution:\n{prompt}\n{solution}",
+    "wrong": "\n\nThe correct final answer is {answer}.",
+}
+# The ten words that Kim et al., arXiv:2603.24472, count.
+TEXT_MARKERS = (
+    *("wait", "hmm", "perhaps", "maybe", "actually"),
+    *("alternatively", "seems", "might", "likely", "check"),
+)
+MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(TEXT_MARKERS)})\b", re.IGNORECASE)
+# A sign counts only where nothing stands before it that it could subtract from.
+NUMBER_PATTERN = re.compile(r"(?<![\w.])-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A problem in words; what a dataset does not give is the empty string."""
+
+    prompt: str
+    answer: str
+    solution: str = ""
+    feedback: str = ""
+    rule: str = ""
+
+
+def read_jsonl(path: str | Path) -> list[TextExample]:
+    """Examples from a file with one JSON object a line; blank lines and other fields are ignored.
+
+    Fields: prompt, answer, and optionally solution, feedback, rule; or GSM8K's question and answer.
+    Raises ValueError naming file and line: not UTF-8, not JSON, a field that is missing or no text.
+    """
+    examples = []
+    # Not splitlines: JSON strings may hold the line separators of Unicode.
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        where = f"{path} line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if text:
+                examples.append(parse_record(json.loads(text), where))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+    if not examples:
+        raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
+    return examples
+
+
+def parse_record(record: Any, where: str) -> TextExample:
+    """The example in a decoded line. Raises ValueError that begins with `where`."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {type(record).__name__}; allowed: a JSON object")
+    gsm8k = "question" in record and "prompt" not in record
+    renamed = record | {"prompt": record["question"]} if gsm8k else record
+    values = {}
+    for name in (f.name for f in dataclasses.fields(TextExample)):
+        required = name in ("prompt", "answer")
+        if required and name not in renamed:
+            raise ValueError(f"{where}: lacks the field {name!r}")
+        value = renamed.get(name)
+        value = "" if value is None and not required else value
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise ValueError(f"{where}: field {name!r} is {kind}; allowed: text in quotes")
+        values[name] = value.strip()
+    if gsm8k:
+        solution, mark, answer = values["answer"].rpartition("####")
+        if not mark:
+            raise ValueError(f"{where}: field 'answer' of a question lacks '#### '")
+        # <<48/2=24>> is a note to GSM8K's calculator that no model writes by itself.
+        solution = re.sub(r"<<[^>]*>>", "", solution).strip()
+        values |= {"solution": solution, "answer": answer.strip().replace(",", "")}
+    for name in ("prompt", "answer"):
+        if not values[name]:
+            raise ValueError(f"{where}: field {name!r} is empty")
+    return TextExample(**values)
+
+
+def text_context(
+    example: TextExample, kind: str, *, attempt: str = "", other: TextExample | None = None
+) -> str:
+    """What only the teacher sees, as text that stands behind the problem.
+
+    `attempt`: a completion of this problem, for `sibling`. `other`: another example, whose problem
+    and solution `other_problem` shows and whose answer `wrong` gives out as this one's.
+    Raises ValueError for an unknown kind, and where the example lacks what the kind shows.
+    """
+    if kind not in CONTEXT_TEMPLATES:
+        raise ValueError(f"context: {kind!r}; allowed: {', '.join(CONTEXT_TEMPLATES)}")
+    if kind in ("other_problem", "wrong"):
+        if other is None or other.answer == example.answer:
+            raise ValueError(f"context {kind}: needs another example with another answer")
+        example = other
+    fields = dataclasses.asdict(example) | {"attempt": attempt}
+    template = CONTEXT_TEMPLATES[kind]
+    if empty := [name for name in fields if f"{{{name}}}" in template and not fields[name]]:
+        raise ValueError(f"context {kind}: {example.prompt[:40]!r} has no {empty[0]}")
+    if kind == "partial":
+        words = re.findall(r"\s*\S+", fields["solution"])
+        fields["solution"] = "".join(words[: len(words) // 2])
+    return template.format(**fields)
+
+
+def text_prompt(tokenizer: Any, example: TextExample, context: str = "") -> str:
+    """The student's prompt as text, or the teacher's if a context is given; chat form if any."""
+    text = PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
+    if not tokenizer.chat_template:
+        return text + "\n"
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a prompt; a chat template has written its own first token already."""
+    return tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text, `$1,234.50` as 1234.50, or None."""
+    found = NUMBER_PATTERN.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(re.sub(r"[$,]", "", found[-1])) if found else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last complete \boxed{...} of a text, or None."""
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for end in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start:end].strip()
+    return None
+
+
+def reward_last_number(completion: str, answer: str) -> float:
+    """1.0 if the last number of the completion is the answer's. Raises if the answer has none."""
+    expected = last_number(answer)
+    if expected is None:
+        raise ValueError(f"reward last_number: the answer {answer!r} has no number")
+    return float(last_number(completion) == expected)
+
+
+def reward_boxed(completion: str, answer: str) -> float:
+    r"""1.0 if the last \boxed{} holds the answer: the same number, or the same text but spaces."""
+    given = last_boxed(completion)
+    if given is None:
+        return 0.0
+    plain = [re.sub(r"\\[!,;]|\s", "", x).strip("$").removesuffix(".") for x in (given, answer)]
+    if all(NUMBER_PATTERN.fullmatch(x) for x in plain):
+        return float(last_number(plain[0]) == last_number(plain[1]))
+    return float(plain[0] == plain[1])
+
+
+def reward_exact(completion: str, answer: str) -> float:
+    """1.0 if the completion is the answer and nothing else, up to spaces around it."""
+    return float(completion.strip() == answer.strip())
+
+
+TEXT_REWARDS: dict[str, Callable[[str, str], float]] = {
+    "last_number": reward_last_number,
+    "boxed": reward_boxed,
+    "exact": reward_exact,
+}
+
+
+def count_markers(text: str) -> int:
+    """How often the words of TEXT_MARKERS occur: whole words, in upper or lower case."""
+    return len(MARKER_PATTERN.findall(text))
 
 
 def main() -> None:
