@@ -1,13 +1,14 @@
 """minisd: self-distillation of language models, every loss next to its formula, in one file.
 
-A model is its own teacher: the teacher is shown privileged context (a solution, an answer, feedback,
-a rule) before the prompt, the student is not, and the student is trained to match the teacher on
-completions that the student sampled itself. This file has the model, the sampling, the losses, the
-teachers and the diagnostics; `toy_tasks.py` has a world to try them in, `train_gpt.py` the loop.
+A model is its own teacher: the teacher is shown privileged context (a solution, an answer,
+feedback, a rule) before the prompt, the student is not, and the student is trained to match the
+teacher on completions that the student sampled itself. This file has the model, the sampling, the
+losses, the teachers and the diagnostics; `toy_tasks.py` has a world to try them in, `train_gpt.py`
+the loop.
 
     1 model   2 sampling   3 log-probabilities, masks, means   4 divergences per position
     5 credit: from divergences to losses   6 policy gradient   7 teachers   8 scoring a batch
-    9 diagnostics
+    9 diagnostics   10 Hugging Face weights
 
 One batch through a step:
 
@@ -491,7 +492,7 @@ def token_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token, (B, T), in nats.
 
     Args:
-        logits: (B, T, V); position t is the model's prediction *of* token t (see `completion_hidden`).
+        logits: (B, T, V); position t is the prediction *of* token t (see `completion_hidden`).
         ids: (B, T) token ids. Gradient flows to the logits.
     """
     B, T, V = logits.shape
@@ -617,8 +618,9 @@ def jensen_shannon(
 def clipped_forward_kl(student_logits: Tensor, teacher_logits: Tensor, clip: float) -> Tensor:
     """sum_v min(q(v) log(q(v) / p(v)), clip) per position, (B, T), in nats: not a divergence.
 
-    Each vocabulary entry's term is clamped from above; negative terms stay. A clamped entry gives no
-    gradient: tokens on which teacher and student differ most (style) stop dominating. Source: [2] v3.
+    Each vocabulary entry's term is clamped from above; negative terms stay. A clamped entry gives
+    no gradient: tokens on which teacher and student differ most (style) stop dominating. Source:
+    [2] v3.
     """
     if clip <= 0:
         raise ValueError(f"clip: {clip}; allowed: above 0")
@@ -699,11 +701,11 @@ def log_mass(log_probs: Tensor, inside: Tensor) -> Tensor:
 
 
 def sampled_token_surrogate(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """Only its gradient is right: per position (B, T), in expectation that of KL(student || teacher).
+    """Only its gradient is right: per position (B, T), on average that of KL(student || teacher).
 
     sg[log p(y_t) - log q(y_t)] * log p(y_t) for a token y_t that the student sampled. The value is
-    no KL. Needs one number a token instead of a vocabulary. Source: [1] code; on-policy distillation
-    of Lu et al. 2025, where -(log p - log q) is the advantage.
+    no KL. Needs one number a token instead of a vocabulary. Source: [1] code; on-policy
+    distillation of Lu et al. 2025, where -(log p - log q) is the advantage.
 
     Args: log-probabilities (B, T) of the sampled tokens; gradient flows to the student's.
     """
@@ -726,7 +728,7 @@ def sequence_level_surrogate(
     """Only its gradient is right: per position (B, T); summed over a row, that of the sequence KL.
 
     KL_t + sg[sum_{t'>t} discount^(t'-t) KL_t'] * log p(y_t), KL_t = KL(student || teacher) at t.
-    discount 1: unbiased for the gradient of KL(student || teacher) between *sequence* distributions.
+    discount 1: unbiased for the gradient of KL(student || teacher) of *sequence* distributions.
     discount 0: the token-level gradient, which drops E sum_t sum_{t'>t} KL_t' grad log p(y_t), the
     effect of a token on the prefixes that follow. Between: the interpolation of [11].
 
@@ -744,8 +746,8 @@ def averaged_advantage_surrogate(
 ) -> Tensor:
     """Only its gradient matters: one advantage per completion, spread over its tokens, (B, T).
 
-    -A log p(y_t), A = sg[mean over t of (log q(y_t) - log p(y_t))]. This is what the ablation of [1]
-    calls sequence level; it is *not* the sequence KL: no token is told apart from its neighbours.
+    -A log p(y_t), A = sg[mean over t of (log q(y_t) - log p(y_t))]. This is what the ablation of
+    [1] calls sequence level; it is *not* the sequence KL: no token is told from its neighbours.
     """
     gap = (teacher_log_probs - student_log_probs).detach().masked_fill(~mask, 0.0)
     advantage = gap.sum(1) / mask.sum(1).clamp(min=1)  # (B,)
@@ -758,8 +760,8 @@ def averaged_advantage_surrogate(
 def group_advantages(rewards: Tensor, *, normalise: str = "std") -> Tensor:
     """Advantage (P, G) of each completion within the group of its prompt, from rewards (P, G).
 
-    std: (r - mean) / std, GRPO [3]; mean: r - mean, Dr. GRPO [4] and [1]. A group with equal rewards
-    gets 0: it teaches nothing.
+    std: (r - mean) / std, GRPO [3]; mean: r - mean, Dr. GRPO [4] and [1]. A group with equal
+    rewards gets 0: it teaches nothing.
     """
     P, G = rewards.shape
     if G < 2:
@@ -832,7 +834,7 @@ class Teacher:
     frozen        the initial student.
     live          the student itself, at every step.
     ema           teacher = (1 - r) * teacher + r * student after every step, r = update_rate.
-    trust_region  log q = (1 - r) log q_initial + r log q_live, normalised; both see the context [1].
+    trust_region  log q = (1 - r) log q_initial + r log q_live, normalised; both see the context.
     external      another checkpoint, never changed.
     snapshot      a copy of the student, taken again every `every` steps.
     """
@@ -914,7 +916,7 @@ def score(
     teacher_prompts: Prompts | None = None,
     chunk_tokens: int = 0,
 ) -> dict[str, Tensor]:
-    """What `terms(student_logits, teacher_logits, ids)` returns for every completion token, each (B, T).
+    """What `terms(student_logits, teacher_logits, ids)` returns for every completion token, (B, T).
 
     Only positions inside the mask are computed; the rest is 0. With chunk_tokens > 0 the logits of
     that many tokens exist at a time and are computed again in the backward pass: with a large
@@ -962,7 +964,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def top_k_overlap(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:
-    """|top k of student and teacher in common| / k per position, (B, T), a fraction. Source: [14]."""
+    """|top k of student and teacher in common| / k per position, (B, T), fraction. Source: [14]."""
     both = top_k_support(student_logits, teacher_logits, k, "intersection")
     return both.sum(-1) / k
 

@@ -1,24 +1,29 @@
-"""The toy world of minisd: left-to-right arithmetic modulo 10, written up by authors who may or may not know the answer.
+"""The toy world of minisd: arithmetic modulo 10, by authors who may or may not know the answer.
 
-A problem is a chain such as `3*7+4-8 = `, worked from left to right, every value kept modulo 10. A document is an
-optional privileged context, the problem, and a completion. The generator makes a *model organism*: each mechanism that
-papers report of large models is one named field of `World`, and switching the field off must remove the effect.
+A problem is a chain such as `3*7+4-8 = `, worked from left to right, every value kept modulo 10. A
+document is an optional privileged context, the problem, and a completion. The generator makes a
+*model organism*: each mechanism that papers report of large models is one named field of `World`,
+and switching the field off must remove the effect.
 
-    context        what the teacher sees before the problem          a completion that is typical after it
-    none                                          3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    answer         answer 7 |                     3*7+4-8 =          answer 7
-    partial        hint 1 |                       3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    solution       solution 1,5,7 |               3*7+4-8 =          answer 7
-    sibling        peer 3*7=1; ...; answer 7 |    3*7+4-8 =          answer 7
-    feedback       tried:5 wrong |                3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    rule           rule +3 |                      3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; 7+3=0; answer 0
-    other_problem  other 2+5-3 = 7,4 |            3*7+4-8 =          wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    wrong          solution 1,5,9 |               3*7+4-8 =          answer 9
+    context        what the teacher sees before   the problem    a completion typical after it
+    none                                          3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    answer         answer 7 |                     3*7+4-8 =      answer 7
+    partial        hint 1 |                       3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    solution       solution 1,5,7 |               3*7+4-8 =      answer 7
+    sibling        peer 3*7=1; ...; answer 7 |    3*7+4-8 =      answer 7
+    feedback       tried:5 wrong |                3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    rule           rule +3 |                      3*7+4-8 =      wait 3*7=1; ...; 7+3=0; answer 0
+    other_problem  other 2+5-3 = 7,4 |            3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    wrong          solution 1,5,9 |               3*7+4-8 =      answer 9
 
-The marker `wait` has a function: it opens the reliable route (one restated step per operation) and announces the
-correction of a slip. A direct answer needs the whole chain at a glance, which a small network cannot do for more than
-one operation. An author who knows the answer from the context writes short and does not hesitate. A few authors are
-unreliable: wrong steps, no correction, and the closing remark `demo`.
+The marker `wait` has a function: it opens the reliable route (one restated step per operation) and
+announces the correction of a slip. A direct answer needs the whole chain at a glance, which a small
+network cannot do for more than one operation. An author who knows the answer from the context
+writes short and does not hesitate. A few authors are unreliable: wrong steps, no correction, and
+the closing remark `demo`.
+
+    1 vocabulary   2 the world and its problems   3 privileged contexts and documents
+    4 reward and behaviour   5 the task that training sees   6 text datasets
 
 `python toy_tasks.py` prints five documents of every kind.
 """
@@ -100,11 +105,13 @@ class World:
 
     operators: str = "+-*"
     max_operations: int = 6
-    # Without context an author answers directly at rate max(direct_floor, 1 - direct_slope * operations).
+    # Without context an author answers directly at rate
+    # max(direct_floor, 1 - direct_slope * operations).
     direct_slope: float = 0.18
     direct_floor: float = 0.1
-    # False: the author who would have answered directly also works step by step. The marker is still written by the
-    # same authors in the same contexts, but nothing depends on it any more. This is the control of the main claim.
+    # False: the author who would have answered directly also works step by step. The marker is
+    # still written by the same authors in the same contexts, but nothing depends on it any more.
+    # This is the control of the main claim.
     functional_markers: bool = True
     hesitation_rate: float = 1.0  # share of careful documents that open with the marker
     slip_rate: float = (
@@ -112,8 +119,9 @@ class World:
     )
     persona_rate: float = 0.04  # share of unreliable authors, whatever the context
     persona_slip_rate: float = 0.5  # per step of an unreliable author; never corrected
-    # How far a context makes its author sure of the answer: this share of the otherwise careful documents is answered
-    # directly, and hesitation and slips in the rest shrink by it. A verdict `wrong` leaves its author as unsure as none.
+    # How far a context makes its author sure of the answer: this share of the otherwise careful
+    # documents is answered directly, and hesitation and slips in the rest shrink by it. A verdict
+    # `wrong` leaves its author as unsure as no context.
     certainty: dict[str, float] = field(
         default_factory=lambda: {
             **{"none": 0.0, "partial": 0.4, "answer": 0.7, "solution": 0.93, "sibling": 0.8},
@@ -179,7 +187,7 @@ class Problem:
 
     @property
     def is_fresh(self) -> bool:
-        """True: kept for the fresh split. A checksum decides, so no pool of any size or seed can hold a fresh one."""
+        """True: kept for the fresh split, by checksum: no pool of any size or seed can hold it."""
         return zlib.crc32(self.text.encode()) % FRESH_ONE_IN == 0
 
     @classmethod
@@ -207,8 +215,9 @@ SPLITS = ("train", "fresh", "longer", "new_operators")
 def draw_split(rng: random.Random, world: World, split: str, operators: str = "") -> Problem:
     """One problem of a split; `operators` are those of post-training (default: all of the world).
 
-    train: never a fresh problem. fresh: same distribution, none of them in any training pool. longer: one or two more
-    operations than any document of the world. new_operators: fresh, with only the operators that training left out.
+    train: never a fresh problem. fresh: same distribution, none of them in any training pool.
+    longer: one or two more operations than any document of the world. new_operators: fresh, with
+    only the operators that training left out.
     """
     operators = operators or world.operators
     left_out = "".join(o for o in world.operators if o not in operators)
@@ -233,8 +242,8 @@ def privileged_context(
 ) -> str:
     """What only the teacher sees, as text that stands before the prompt.
 
-    `attempt`: a completion of this problem; `sibling` shows it, `feedback` says whether its answer is right.
-    `rule`: the number 0-9 to add to the answer. Raises ValueError for a kind that is not in CONTEXTS.
+    `attempt`: a completion of this problem; `sibling` shows it, `feedback` says whether its answer
+    is right. `rule`: the number 0-9 to add to the answer. Raises ValueError for an unknown kind.
     """
     values = problem.values
     match kind:

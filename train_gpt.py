@@ -1,11 +1,12 @@
 """Pretrain the toy model, let it teach itself, and see what became of it.
 
-    python train_gpt.py --method sdpo                           # about a minute: worse on fresh problems
-    python train_gpt.py --method grpo                           # the same problems, rewards instead of hints
-    python train_gpt.py --compare base sdpo grpo sft --seeds 3  # one table and picture with intervals
-    python train_gpt.py --list_methods                          # every method as a row of settings
+python train_gpt.py --method sdpo       # a minute: surer, shorter, worse on fresh problems
+python train_gpt.py --method grpo       # 30 s: the same problems, rewards instead of hints
+python train_gpt.py --compare base sdpo grpo sft --seeds 3   # minutes: a table with intervals
+python train_gpt.py --list_methods      # every method as a row of settings
 
-PLACEHOLDER TOC
+1 configuration and method table   2 the base model   3 one batch   4 its loss   5 evaluation
+6 training   7 one run   8 tables and pictures   9 several methods and seeds   10 command line
 """
 
 import argparse
@@ -333,7 +334,7 @@ def progress(items, what: str, total: int | None = None):
 
 
 def pretrain_batches(world: World, rng: random.Random):
-    """Endless batches (B, T) of right-padded documents; like lengths go together to save padding."""
+    """Endless batches (B, T) of right-padded documents; like lengths together save padding."""
     while True:
         documents = (toy_tasks.draw_document(rng, world) for _ in range(4096))
         rows = sorted(([*toy_tasks.encode(p + c), toy_tasks.END_ID] for p, c in documents), key=len)
@@ -373,10 +374,10 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
 
 
 def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
-    """The pretrained model and the seconds that its pretraining took, from the cache if it is there.
+    """The pretrained model and the seconds that its pretraining took, from the cache if possible.
 
-    The file name is a hash of everything that determines the weights, code included: a change of any
-    of it makes a new model, so a cached one is never stale.
+    The file name is a hash of everything that determines the weights, code included: a change of
+    any of it makes a new model, so a cached one is never stale.
     """
     shape = GPTConfig(vocab_size=len(toy_tasks.VOCABULARY), **SIZES[size])
     code = [
@@ -443,7 +444,7 @@ class Batch:
     equal_groups: float  # share of the groups first drawn in which all rewards were alike
 
     def replace_rows(self, drop: Tensor, other: "Batch", pad_id: int) -> "Batch":
-        """This batch without the rows where drop (B,) is True, with the rows of another in their place."""
+        """The rows where drop (B,) is False, followed by those of another batch."""
         keep = (~drop).nonzero()[:, 0]
         joined = {"equal_groups": self.equal_groups}
         for name in ("examples", "texts", "grades"):
@@ -543,7 +544,7 @@ def write(
 def pick_siblings(
     texts: list[str], grades: list, group_size: int, rng: random.Random
 ) -> list[str | None]:
-    """For each completion another, successful one of its group, drawn at random; None without one."""
+    """For each completion another, successful one of its group, at random; None without one."""
     siblings = []
     for i in range(len(texts)):
         first = i - i % group_size
@@ -571,7 +572,7 @@ def position_terms(
 
 
 def divergence(config: TrainConfig, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The divergence (B, T) that --loss names; for losses on sampled tokens it is only a reading."""
+    """The divergence (B, T) that --loss names; for losses on sampled tokens only a reading."""
     match config.loss:
         case "forward_kl":
             return minisd.forward_kl(student_logits, teacher_logits)
@@ -838,7 +839,7 @@ def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log)
 
 
 def make_teacher(config: TrainConfig, task: ToyTask, student: GPT) -> Teacher:
-    """The teacher of a run; an external one is pretrained larger, or adapted by GRPO under the context."""
+    """The teacher of a run; an external one is a larger base model, or adapted by reward."""
     external = None
     if config.teacher == "external" and config.external_teacher == "larger":
         external, _ = base_model(config, "larger")
@@ -868,7 +869,7 @@ def warm_start(config: TrainConfig, task: ToyTask, student: GPT) -> None:
 def start_up_checks(
     config: TrainConfig, task: ToyTask, student: GPT
 ) -> list[tuple[str, bool, str]]:
-    """(what, passed, reading) of checks that take under two seconds and catch most broken set-ups."""
+    """(what, passed, reading) of checks that take a moment and catch most broken set-ups."""
     rng, device = random.Random(0), next(student.parameters()).device
     probe = dataclasses.replace(config, batch_size=4 * config.group_size)
     teacher = Teacher("frozen", student)
@@ -1010,8 +1011,8 @@ def claim_folder(folder: Path, config: TrainConfig) -> dict | None:
         if differing:
             name = differing[0]
             raise ValueError(
-                f"--out_dir: {str(folder)!r} holds a run with --{name} {found.get(name)!r} instead of "
-                f"{settings[name]!r}; allowed: the same settings, another folder, or delete that one"
+                f"--out_dir: {str(folder)!r} holds a run with --{name} {found.get(name)!r} instead "
+                f"of {settings[name]!r}; allowed: the same settings or another folder"
             )
         if (folder / "summary.json").exists():
             return json.loads((folder / "summary.json").read_text())
@@ -1154,7 +1155,7 @@ T_QUANTILES = (
 
 
 def mean_and_interval(values: list[float]) -> dict:
-    """Mean and 95 % interval (Student's t) of independent values; the interval of one value is None."""
+    """Mean and 95 % interval (Student's t) of independent values; that of one value is None."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "n": n}
