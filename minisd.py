@@ -184,14 +184,15 @@ class Attention(nn.Module):
         q, k, v = heads.split(self.heads, dim=1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        # Under autocast, norm and rotation give float32 and v is bfloat16; else this does nothing.
+        q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         bias = None
         if cache is not None:
             k, v = cache.append(layer, k, v)
             bias = cache.key_bias[..., : k.shape[2]]
             if T > 1:
                 S = k.shape[2]
-                future = bias.new_full((T, S), torch.finfo(x.dtype).min).triu(1 + S - T)
+                future = bias.new_full((T, S), torch.finfo(bias.dtype).min).triu(1 + S - T)
                 bias = bias + future  # (B, 1, T, S)
         y = F.scaled_dot_product_attention(
             q,
@@ -262,6 +263,8 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
         self.rope: tuple[Tensor, Tensor] | None = None
+        # True: training keeps the input of each block alone, the backward pass runs it again.
+        self.activation_checkpointing = False
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Final normalised states (B, T, C) of ids (B, T); padding, if any, stands on the right.
@@ -278,8 +281,10 @@ class GPT(nn.Module):
         ):
             self.rope = rope_table(self.config, max(256, 2 * (start + T)), x)
         rope = self.rope[0][start : start + T], self.rope[1][start : start + T]
+        again = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, cache, layer)
+            arguments = (x, rope, cache, layer)
+            x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
         if cache is not None:
             cache.length += T
         return self.norm(x)
@@ -435,7 +440,10 @@ def sample(
     rows = torch.arange(B, device=device)  # those still being written
     done = torch.zeros(B, dtype=torch.bool, device=device)
     models, weights = zip(*model.parts())
-    caches = [KVCache(m.config, pad_count, P + max_new_tokens, m.embedding.weight) for m in models]
+    like = models[0].embedding.weight[0]
+    if torch.is_autocast_enabled(device.type):
+        like = like.to(torch.get_autocast_dtype(device.type))
+    caches = [KVCache(m.config, pad_count, P + max_new_tokens, like) for m in models]
     inputs = prompt_ids
     for t in range(max_new_tokens):
         states = [m.hidden(inputs, cache)[:, -1] for m, cache in zip(models, caches)]  # (B, C)
@@ -557,8 +565,12 @@ def masked_mean(
     """
     if values.shape != mask.shape:
         raise ValueError(f"mask: expected {tuple(values.shape)}, got {tuple(mask.shape)}")
-    weights = token_weights(mask, reduction, max_tokens).to(values.dtype)
-    return (values.masked_fill(~mask, 0.0) * weights).sum()
+    return weighted_sum(values, token_weights(mask, reduction, max_tokens))
+
+
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of values times `token_weights`, (B, T) each; where the weight is 0 no value matters."""
+    return (values.masked_fill(weights == 0, 0.0) * weights.to(values.dtype)).sum()
 
 
 # 4. Divergences: one value per position -----------------------------------------------------------

@@ -23,7 +23,7 @@ writes short and does not hesitate. A few authors are unreliable: wrong steps, n
 the closing remark `demo`.
 
     1 vocabulary   2 the world and its problems   3 privileged contexts and documents
-    4 reward and behaviour   5 the task that training sees   6 text datasets
+    4 reward and behaviour   5 the task that training sees   6 text datasets, the same task on them
 
 `python toy_tasks.py` prints five documents of every kind.
 """
@@ -447,6 +447,10 @@ class ToyTask:
     def context(self, example: Example, kind: str, rng: random.Random, attempt: str = "") -> str:
         return privileged_context(example.problem, kind, rng, attempt=attempt, rule=example.rule)
 
+    def prompt_ids(self, example: Example, context: str = "") -> list[int]:
+        """What the student sees, or, with a context, the teacher."""
+        return encode(context + example.prompt)
+
     def reference(self, example: Example, rng: random.Random) -> str:
         """A completion by a reliable author without context: what `data` stands for."""
         world = dataclasses.replace(self.world, persona_rate=0.0)
@@ -644,6 +648,93 @@ TEXT_REWARDS: dict[str, Callable[[str, str], float]] = {
 def count_markers(text: str) -> int:
     """How often the words of TEXT_MARKERS occur: whole words, in upper or lower case."""
     return len(MARKER_PATTERN.findall(text))
+
+
+class TextTask:
+    """The interface of ToyTask on text examples and the tokenizer of a checkpoint.
+
+    fresh: every problem that the checksum of its prompt keeps from training, wherever in the file
+    it stands. train: the first pool_size of the others (0: all). Raises ValueError if a split is
+    empty, or an answer is such that the reward can never be 1.
+    """
+
+    splits = ("train", "fresh")
+
+    def __init__(
+        self, examples: list[TextExample], tokenizer: Any, *, reward="last_number", pool_size=0
+    ):
+        if tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer: no eos_token; allowed: one that ends a completion")
+        self.tokenizer, self.reward, self.end_id = tokenizer, reward, tokenizer.eos_token_id
+        self.pad_id = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
+        for example in examples:
+            # Spaces and capitals aside, so that no copy of a fresh problem is trained on.
+            text = " ".join(example.prompt.casefold().split())
+            fresh = zlib.crc32(text.encode()) % FRESH_ONE_IN == 0
+            self.pools["fresh" if fresh else "train"].append(example)
+        self.pools["train"] = self.pools["train"][: pool_size or None]
+        for split, pool in self.pools.items():
+            if not pool:
+                raise ValueError(
+                    f"split {split}: none of the {len(examples)} problems; allowed: 1 or more (one "
+                    f"in {FRESH_ONE_IN}, by checksum, is kept for the fresh split)"
+                )
+            for example in pool:
+                if self.grade(self.reference(example), example).reward < 1:
+                    raise ValueError(
+                        f"reward {reward}: can never be 1 for the answer {example.answer!r}"
+                    )
+
+    def draw(self, split: str, rng: random.Random) -> TextExample:
+        """One example of a split."""
+        return rng.choice(self.pools[split])
+
+    def evaluation(self, split: str, count: int, rng: random.Random) -> list[TextExample]:
+        """`count` examples of a split, in order, as often as needed."""
+        pool = self.pools[split]
+        return [pool[i % len(pool)] for i in range(count)]
+
+    def context(
+        self, example: TextExample, kind: str, rng: random.Random, attempt: str = ""
+    ) -> str:
+        """See `text_context`; another problem, where one is shown, is a training problem."""
+        other = None
+        if kind in ("other_problem", "wrong"):
+            others = [e for e in self.pools["train"] if e.answer != example.answer]
+            other = rng.choice(others) if others else None
+        return text_context(example, kind, attempt=attempt, other=other)
+
+    def prompt_ids(self, example: TextExample, context: str = "") -> list[int]:
+        """What the student sees, or, with a context, the teacher; through the chat template."""
+        return text_ids(self.tokenizer, text_prompt(self.tokenizer, example, context))
+
+    def reference(self, example: TextExample, rng: random.Random | None = None) -> str:
+        """The solution, if there is one, and the answer in a box; the bare answer for `exact`."""
+        if self.reward == "exact":
+            return example.answer
+        return f"{example.solution}\n\n\\boxed{{{example.answer}}}".strip()
+
+    def grade(self, completion: str, example: TextExample) -> Grade:
+        """Reward, and markers as `count_markers` counts them.
+
+        `direct` and `remark` are always False: what they mean is defined in the toy world alone.
+        """
+        reward = TEXT_REWARDS[self.reward](completion, example.answer)
+        return Grade(reward, count_markers(completion), direct=False, remark=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a completion."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids; padding and all other special tokens are left out."""
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+Task = ToyTask | TextTask
 
 
 def main() -> None:

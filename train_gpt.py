@@ -1,15 +1,17 @@
-"""Pretrain the toy model, let it teach itself, and see what became of it.
+"""Pretrain the toy model or load a checkpoint, let it teach itself, and see what became of it.
 
 python train_gpt.py --method sdpo       # a minute: surer, shorter, worse on fresh problems
 python train_gpt.py --method grpo       # 30 s: the same problems, rewards instead of hints
 python train_gpt.py --compare base sdpo grpo sft --seeds 3   # minutes: a table with intervals
 python train_gpt.py --list_methods      # every method as a row of settings
+python train_gpt.py --method sdpo --init Qwen/Qwen3-0.6B --data gsm8k.jsonl   # a real checkpoint
 
-1 configuration and method table   2 the base model   3 one batch   4 its loss   5 evaluation
+1 configuration and method table   2 the initial model   3 one batch   4 its loss   5 evaluation
 6 training   7 one run   8 tables and pictures   9 several methods and seeds   10 command line
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 from functools import partial, partialmethod
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +39,7 @@ from tqdm import tqdm
 import minisd
 import toy_tasks
 from minisd import GPT, Completions, GPTConfig, Prompts, Teacher
-from toy_tasks import Example, ToyTask, World
+from toy_tasks import Example, Task, TextExample, TextTask, ToyTask, World
 
 # 1. Configuration: one dataclass, and methods as rows of overrides --------------------------------
 
@@ -64,6 +67,18 @@ class TrainConfig:
 
     method: str = option("sdpo", "row of the method table; other flags override it")
     seed: int = option(0, "seeds the base model, the data, the sampling and the evaluation")
+    # A real checkpoint instead of the toy
+    init: str = option("", "checkpoint, a folder or a name on the hub; empty: the toy's base model")
+    data: str = option("", "problems for --init, a JSONL file; see toy_tasks.read_jsonl")
+    reward: str = option("last_number", "reward of --data", tuple(toy_tasks.TEXT_REWARDS))
+    dtype: str = option(
+        "float32",
+        "of the computation and of the saved checkpoint; in training, weights are float32",
+        ("float32", "bfloat16"),
+    )
+    micro_batch: int = option(0, "completions per forward and backward pass; 0: all, same gradient")
+    chunk_tokens: int = option(0, "tokens whose logits exist at a time; 0: all, same gradient")
+    activation_checkpointing: bool = option(False, "less memory, every block computed twice")
     # Who is trained on what
     steps: int = option(150, "post-training steps")
     train_problems: int = option(64, "problems in the training pool; 0: endless")
@@ -146,7 +161,10 @@ class TrainConfig:
             checks.setdefault(name, (True, ""))
             if getattr(self, name) < 1:
                 checks[name] = (False, "1 or more")
-        for name in ("threads", "warm_start_steps", "resample", "kl_coef", "importance_cap"):
+        for name in (
+            *("threads", "warm_start_steps", "resample", "kl_coef", "importance_cap"),
+            *("micro_batch", "chunk_tokens"),
+        ):
             checks[name] = (getattr(self, name) >= 0, "0 or more")
         for name in ("clip_low", "clip_high", "student_frac", "teacher_update_rate", "discount"):
             checks[name] = (0 <= getattr(self, name) <= 1, "0 to 1")
@@ -160,8 +178,22 @@ class TrainConfig:
                 ok, allowed = False, "a finite number"
             if not ok:
                 raise ValueError(f"--{f.name}: {value!r}; allowed: {allowed}")
+        self.check_checkpoint()
         self.check_combinations()
         self.rule_numbers, self.toy_world  # noqa: B018  (both raise ValueError on bad text)
+
+    def check_checkpoint(self) -> None:
+        """Raises ValueError if toy and checkpoint are mixed."""
+        if bool(self.init) != bool(self.data):
+            name, other = ("init", "data") if self.init else ("data", "init")
+            raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: only with --{other}")
+        if self.data and not Path(self.data).is_file():
+            raise ValueError(f"--data: {self.data!r} is no file; allowed: a JSONL file")
+        for name in ("world", "train_operators", "rules"):
+            if self.init and getattr(self, name):
+                raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: '' with --init")
+        if self.init and self.teacher == "external" and self.external_teacher == "larger":
+            raise ValueError("--external_teacher: 'larger'; allowed: adapted with --init")
 
     def check_combinations(self) -> None:
         """Raises ValueError for settings that are each allowed but teach nothing together."""
@@ -188,7 +220,7 @@ class TrainConfig:
             raise ValueError("--top_k: 1; allowed: 2 or more, since renormalised it is zero")
         if self.importance_cap and not samples_itself:
             raise ValueError(f"--importance_cap: {self.importance_cap}; allowed: 0 off policy")
-        if self.context == "rule" and not self.rules:
+        if self.context == "rule" and not self.rules and not self.data:
             raise ValueError("--rules: ''; allowed: numbers such as 3 or 2,7 with --context rule")
         teacher_writes = self.student_frac < 1 and self.off_policy == "teacher"
         if self.context in ("sibling", "feedback") and teacher_writes:
@@ -316,8 +348,17 @@ METHODS = {
     ),
 }
 
+# With --init these come before the row of the method; explicit flags beat both. The magnitudes are
+# usual for models of 0.5 to 8 billion parameters, where the toy's would destroy the weights.
+CHECKPOINT_SETTINGS = {
+    **{"train_problems": 0, "batch_size": 32, "max_new_tokens": 512, "learning_rate": 1e-5},
+    **{"micro_batch": 4, "chunk_tokens": 1024, "eval_problems": 64},
+}
+# A policy gradient needs no second copy of the weights, and no data with solutions.
+WITHOUT_TEACHER = {"teacher": "live", "context": "none"}
 
-# 2. The base model --------------------------------------------------------------------------------
+
+# 2. The initial model -----------------------------------------------------------------------------
 
 SIZES = {"base": {}, "larger": {"n_layers": 3, "width": 96, "head_dim": 24, "mlp_width": 256}}
 PRETRAIN_TOKENS = (
@@ -408,6 +449,26 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
     return model, seconds
 
 
+def initial_model(config: TrainConfig) -> tuple[GPT, Any, float]:
+    """The model that training starts from, its tokenizer (None in the toy), pretraining seconds."""
+    if config.init:
+        student, tokenizer = minisd.load_hf(config.init, device=pick_device(config.device))
+        return student, tokenizer, 0.0
+    student, pretrain_s = base_model(config)
+    return student, None, pretrain_s
+
+
+def precision(config: TrainConfig, device: torch.device):
+    """Autocast if --dtype is bfloat16: the weights stay float32.
+
+    In bfloat16 weights, of 8 bits, a step of the optimiser or of the EMA would round to nothing.
+    NOTE: autocast keeps rounded weights until it ends, so it must end before the optimiser's step.
+    """
+    if config.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 def write_atomically(path: Path, write) -> None:
     """Calls write(temporary path), then renames it: no reader ever sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -433,7 +494,7 @@ def pick_device(name: str) -> torch.device:
 class Batch:
     """Everything that the loss needs; rows are grouped by problem, group_size to each."""
 
-    examples: list[Example]
+    examples: list[Example] | list[TextExample]
     prompts: Prompts  # what the student sees
     completions: Completions
     texts: list[str]
@@ -443,26 +504,37 @@ class Batch:
     has_context: Tensor  # (B,) bool; rows without are left out of the distillation loss
     equal_groups: float  # share of the groups first drawn in which all rewards were alike
 
-    def replace_rows(self, drop: Tensor, other: "Batch", pad_id: int) -> "Batch":
-        """The rows where drop (B,) is False, followed by those of another batch."""
-        keep = (~drop).nonzero()[:, 0]
-        joined = {"equal_groups": self.equal_groups}
+    def take(self, rows: Tensor) -> "Batch":
+        """Those of the given row indices."""
+        parts = {"equal_groups": self.equal_groups}
         for name in ("examples", "texts", "grades"):
-            joined[name] = [getattr(self, name)[i] for i in keep.tolist()] + getattr(other, name)
+            parts[name] = [getattr(self, name)[i] for i in rows.tolist()]
         for name in ("rewards", "has_context"):
-            joined[name] = torch.cat((getattr(self, name)[keep], getattr(other, name)))
+            parts[name] = getattr(self, name)[rows]
         for name in ("prompts", "completions", "teacher_prompts"):
-            joined[name] = getattr(self, name).take(keep).join(getattr(other, name), pad_id)
-        return Batch(**joined)
+            parts[name] = getattr(self, name).take(rows)
+        return Batch(**parts)
+
+    def join(self, other: "Batch", pad_id: int) -> "Batch":
+        """The rows of both, one below the other."""
+        parts = {"equal_groups": self.equal_groups}
+        for name in ("examples", "texts", "grades"):
+            parts[name] = getattr(self, name) + getattr(other, name)
+        for name in ("rewards", "has_context"):
+            parts[name] = torch.cat((getattr(self, name), getattr(other, name)))
+        for name in ("prompts", "completions", "teacher_prompts"):
+            parts[name] = getattr(self, name).join(getattr(other, name), pad_id)
+        return Batch(**parts)
 
 
-def make_prompts(task: ToyTask, texts: list[str], device: torch.device) -> Prompts:
-    return Prompts(*minisd.pad_left([task.encode(t) for t in texts], task.pad_id, device))
+def make_prompts(task: Task, examples: list, contexts: list[str], device: torch.device) -> Prompts:
+    rows = [task.prompt_ids(e, c) for e, c in zip(examples, contexts)]
+    return Prompts(*minisd.pad_left(rows, task.pad_id, device))
 
 
 def collect(
     config: TrainConfig,
-    task: ToyTask,
+    task: Task,
     student: GPT,
     teacher: Teacher,
     rng: random.Random,
@@ -480,12 +552,12 @@ def collect(
     G, kind = config.group_size, config.context
     examples = [e for _ in range(groups) for e in [task.draw("train", rng)] * G]
     needs_attempt = kind in ("sibling", "feedback")
-    contexts = [""] * len(examples)
+    contexts = nothing = [""] * len(examples)
     if not needs_attempt:
         contexts = [task.context(e, kind, rng) for e in examples]
     device = next(student.parameters()).device
-    hinted = make_prompts(task, [c + e.prompt for c, e in zip(contexts, examples)], device)
-    prompts = hinted if show_context else make_prompts(task, [e.prompt for e in examples], device)
+    hinted = make_prompts(task, examples, contexts, device)
+    prompts = hinted if show_context else make_prompts(task, examples, nothing, device)
 
     split = round(config.student_frac * groups) * G
     parts = []
@@ -506,7 +578,7 @@ def collect(
             "" if attempt is None else task.context(e, kind, rng, attempt)
             for e, attempt in zip(examples, attempts)
         ]
-        hinted = make_prompts(task, [c + e.prompt for c, e in zip(contexts, examples)], device)
+        hinted = make_prompts(task, examples, contexts, device)
     has_context = torch.tensor([bool(c) or kind == "none" for c in contexts], device=device)
     rewards = torch.tensor([g.reward for g in grades], device=device)
     equal = minisd.equal_reward_groups(rewards.view(groups, G))  # (P,)
@@ -521,7 +593,8 @@ def collect(
             resample=resample - 1,
             show_context=show_context,
         )
-        batch = batch.replace_rows(equal.repeat_interleave(G), extra, task.pad_id)
+        kept = (~equal).repeat_interleave(G).nonzero()[:, 0]
+        batch = batch.take(kept).join(extra, task.pad_id)
     return batch
 
 
@@ -529,16 +602,17 @@ def write(
     config, task, author: GPT | Teacher, prompts: Prompts, rows: slice, generator
 ) -> Completions:
     """Completions by the author of some rows of the prompts."""
-    return minisd.sample(
-        author,
-        prompts.ids[rows],
-        prompts.pad_count[rows],
-        max_new_tokens=config.max_new_tokens,
-        end_id=task.end_id,
-        pad_id=task.pad_id,
-        temperature=config.temperature,
-        generator=generator,
-    )
+    with precision(config, prompts.ids.device):
+        return minisd.sample(
+            author,
+            prompts.ids[rows],
+            prompts.pad_count[rows],
+            max_new_tokens=config.max_new_tokens,
+            end_id=task.end_id,
+            pad_id=task.pad_id,
+            temperature=config.temperature,
+            generator=generator,
+        )
 
 
 def pick_siblings(
@@ -606,19 +680,49 @@ def distillation_values(config: TrainConfig, terms: dict[str, Tensor], mask: Ten
     return terms["divergence"]
 
 
+def loss_weights(config: TrainConfig, batch: Batch) -> dict[str, Tensor]:
+    """What the loss of a row takes from the other rows: weights in the means, advantages.
+
+    Rows of these tensors make micro-batches exact: their losses add up to that of the batch.
+    """
+    mask = batch.completions.mask
+    use = mask & batch.has_context[:, None]
+    if config.only_correct:
+        use = use & (batch.rewards == 1)[:, None]
+    mean = partial(
+        minisd.token_weights, reduction=config.reduction, max_tokens=config.max_new_tokens
+    )
+    weights = {"logged": minisd.token_weights(mask, "token_mean")}  # (B, T) each
+    weights |= {"distillation": mean(use), "policy": mean(mask)}
+    if config.reward_weight > 0:
+        rewards = batch.rewards.view(-1, config.group_size)  # (P, G)
+        advantages = minisd.group_advantages(rewards, normalise=config.advantage)
+        weights["advantages"] = advantages.flatten()  # (B,)
+    return weights
+
+
 def batch_loss(
-    config: TrainConfig, student: GPT, teacher: Teacher, reference: GPT | None, batch: Batch
+    config: TrainConfig,
+    student: GPT,
+    teacher: Teacher,
+    reference: GPT | None,
+    batch: Batch,
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch with its gradient, and what is logged of it (0-dim, detached)."""
+    """The loss of a batch with its gradient, and what is logged of it (0-dim, detached).
+
+    weights: for a part of a batch, its rows of `loss_weights` of the whole.
+    """
     completions, w = batch.completions, config.reward_weight
     mask = completions.mask
-    terms = minisd.score(
+    weights = loss_weights(config, batch) if weights is None else weights
+    score = partial(minisd.score, chunk_tokens=config.chunk_tokens)
+    terms = score(
         *(student, batch.prompts, completions),
         partial(position_terms, config),
         teacher=teacher,
         teacher_prompts=batch.teacher_prompts,
     )
-    mean = partial(minisd.masked_mean, reduction=config.reduction, max_tokens=config.max_new_tokens)
     loss = torch.zeros((), device=mask.device)
     if w < 1:
         values = distillation_values(config, terms, mask)
@@ -626,26 +730,42 @@ def batch_loss(
             values = values * minisd.truncated_importance_weight(
                 terms["student_log_probs"], completions.token_log_probs, config.importance_cap
             )
-        use = mask & batch.has_context[:, None]
-        if config.only_correct:
-            use = use & (batch.rewards == 1)[:, None]
-        loss = loss + (1 - w) * mean(values, use)
+        loss = loss + (1 - w) * minisd.weighted_sum(values, weights["distillation"])
     if w > 0:
-        rewards = batch.rewards.view(-1, config.group_size)  # (P, G)
-        advantages = minisd.group_advantages(rewards, normalise=config.advantage).flatten()
         values = minisd.clipped_policy_surrogate(
-            *(terms["student_log_probs"], completions.token_log_probs, advantages),
+            *(terms["student_log_probs"], completions.token_log_probs, weights["advantages"]),
             clip_low=config.clip_low,
             clip_high=config.clip_high,
         )
-        loss = loss + w * mean(values, mask)
+        loss = loss + w * minisd.weighted_sum(values, weights["policy"])
     if config.kl_coef:
         with torch.no_grad():
-            initial = minisd.score(reference, batch.prompts, completions, reference_terms)
+            initial = score(reference, batch.prompts, completions, reference_terms)
         penalty = minisd.k3_kl(terms["student_log_probs"], initial["reference_log_probs"])
-        loss = loss + config.kl_coef * mean(penalty, mask)
+        loss = loss + config.kl_coef * minisd.weighted_sum(penalty, weights["policy"])
     logged = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top_k_overlap")
-    return loss, {name: minisd.masked_mean(terms[name].detach(), mask) for name in logged}
+    means = {name: minisd.weighted_sum(terms[name].detach(), weights["logged"]) for name in logged}
+    return loss, means
+
+
+def backward(
+    config: TrainConfig, student: GPT, teacher: Teacher, reference: GPT | None, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`batch_loss`, detached, its gradient added to the student's, --micro_batch rows at a time."""
+    weights, parts = loss_weights(config, batch), []
+    device = batch.rewards.device
+    for rows in torch.arange(len(batch.texts), device=device).split(
+        config.micro_batch or len(batch.texts)
+    ):
+        part = {name: value[rows] for name, value in weights.items()}
+        with precision(config, device):
+            loss, means = batch_loss(
+                *(config, student, teacher, reference, batch.take(rows)), weights=part
+            )
+        loss.backward()
+        parts.append({"loss": loss.detach()} | means)
+    total = {name: sum(part[name] for part in parts) for name in parts[0]}
+    return total.pop("loss"), total
 
 
 def reference_terms(logits: Tensor, _: None, ids: Tensor) -> dict[str, Tensor]:
@@ -668,13 +788,14 @@ class Evaluation:
     """Means over the completions of one split, and the completions themselves."""
 
     means: dict[str, float]
-    examples: list[Example]
+    examples: list[Example] | list[TextExample]
     texts: list[str]
+    rewards: list[float]
 
 
 def evaluate(
     config: TrainConfig,
-    task: ToyTask,
+    task: Task,
     model: GPT | Teacher,
     split: str,
     *,
@@ -690,7 +811,7 @@ def evaluate(
     attempts = attempts or [task.reference(e, rng) for e in examples]
     contexts = [task.context(e, context, rng, a) for e, a in zip(examples, attempts)]
     device = next(model.parts()[0][0].parameters()).device
-    prompts = make_prompts(task, [c + e.prompt for c, e in zip(contexts, examples)], device)
+    prompts = make_prompts(task, examples, contexts, device)
     generator = torch.Generator(device).manual_seed(config.seed)
     config = dataclasses.replace(config, temperature=1.0)
     completions = write(config, task, model, prompts, slice(None), generator)
@@ -703,10 +824,11 @@ def evaluate(
         "completion_tokens": completions.mask.sum(1).tolist(),
         "remark_frac": [g.remark for g in grades],
     }
-    return Evaluation({k: float(np.mean(v)) for k, v in columns.items()}, examples, texts)
+    means = {name: float(np.mean(values)) for name, values in columns.items()}
+    return Evaluation(means, examples, texts, columns["accuracy_frac"])
 
 
-def evaluate_all(config: TrainConfig, task: ToyTask, student: GPT, teacher: Teacher) -> dict:
+def evaluate_all(config: TrainConfig, task: Task, student: GPT, teacher: Teacher) -> dict:
     """Evaluation of the student on every split, and of the teacher, with its context, on train."""
     results = {split: evaluate(config, task, student, split) for split in task.splits}
     attempts = results["train"].texts if config.context == "feedback" else None
@@ -771,7 +893,7 @@ class Log:
 
 def post_train(
     config: TrainConfig,
-    task: ToyTask,
+    task: Task,
     student: GPT,
     teacher: Teacher,
     log: Log | None = None,
@@ -799,8 +921,7 @@ def post_train(
         )
         for _ in range(config.updates_per_batch):
             # 5. Loss. 6. Clip and step.
-            loss, metrics = batch_loss(config, student, teacher, reference, batch)
-            loss.backward()
+            loss, metrics = backward(config, student, teacher, reference, batch)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -838,7 +959,7 @@ def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log)
         log.warn(f"--teacher_every {config.teacher_every}: no snapshot is taken in so few steps")
 
 
-def make_teacher(config: TrainConfig, task: ToyTask, student: GPT) -> Teacher:
+def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
     """The teacher of a run; an external one is a larger base model, or adapted by reward."""
     external = None
     if config.teacher == "external" and config.external_teacher == "larger":
@@ -859,45 +980,42 @@ def make_teacher(config: TrainConfig, task: ToyTask, student: GPT) -> Teacher:
     )
 
 
-def warm_start(config: TrainConfig, task: ToyTask, student: GPT) -> None:
+def warm_start(config: TrainConfig, task: Task, student: GPT) -> None:
     """Supervised training on the context-conditioned, correct samples of the initial model."""
     settings = METHODS["sft"].settings | {"steps": config.warm_start_steps, "reward_weight": 0.0}
     supervised = dataclasses.replace(config, **settings, context=config.context)
     post_train(supervised, task, student, Teacher("frozen", student), stage="warm start")
 
 
-def start_up_checks(
-    config: TrainConfig, task: ToyTask, student: GPT
-) -> list[tuple[str, bool, str]]:
+def start_up_checks(config: TrainConfig, task: Task, student: GPT) -> list[tuple[str, bool, str]]:
     """(what, passed, reading) of checks that take a moment and catch most broken set-ups."""
     rng, device = random.Random(0), next(student.parameters()).device
-    probe = dataclasses.replace(config, batch_size=4 * config.group_size)
-    teacher = Teacher("frozen", student)
+    probe = dataclasses.replace(
+        config,
+        batch_size=4 * config.group_size,
+        max_new_tokens=min(config.max_new_tokens, PROBE_TOKENS),
+    )
+    teacher = Teacher("live", student)
     batch = collect(
         *(probe, task, student, teacher, rng, torch.Generator(device).manual_seed(0)), groups=4
     )
-    fresh = GPT(student.config, torch.Generator().manual_seed(0)).to(device)
-    ids = batch.prompts.ids
-    loss = torch.nn.functional.cross_entropy(fresh(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-    log_v = math.log(student.config.vocab_size)
-    with torch.no_grad():
+    with torch.no_grad(), precision(config, device):
         terms = minisd.score(
             *(student, batch.prompts, batch.completions, partial(position_terms, config)),
             teacher=teacher,
             teacher_prompts=batch.prompts,
+            chunk_tokens=config.chunk_tokens,
         )
-        own = terms["student_log_probs"] - batch.completions.token_log_probs
+    own = terms["student_log_probs"] - batch.completions.token_log_probs
     kl = terms["reverse_kl"].abs().max().item()
-    ratio = own.exp()[batch.completions.mask].sub(1).abs().max().item()
+    ratios = own.exp()[batch.completions.mask].sub(1).abs()
+    # In bfloat16 single tokens are off by their rounding, with and without the cache.
+    ratio = (ratios.max() if config.dtype == "float32" else 0.01 * ratios.mean()).item()
     graded = [task.grade(task.reference(e, rng), e).reward for e in batch.examples]
-    seen = [task.decode(row) for row in batch.prompts.ids.tolist()]
-    leaks = sum(text != e.prompt for text, e in zip(seen, batch.examples))
-    return [
-        (
-            "loss of an untrained model is log V",
-            abs(loss - log_v) < 0.1 * log_v,
-            f"{loss:.2f} of {log_v:.2f} nats",
-        ),
+    prompts = zip(batch.prompts.ids.tolist(), batch.prompts.pad_count.tolist())
+    seen = [row[padding:] for row, padding in prompts]
+    leaks = sum(ids != task.prompt_ids(e) for ids, e in zip(seen, batch.examples))
+    checks = [
         ("KL of the student to itself is 0", kl < 1e-4, f"{kl:.1e} nats"),
         (
             "first importance ratio is 1",
@@ -911,6 +1029,17 @@ def start_up_checks(
         ),
         ("no privileged token in a student prompt", leaks == 0, f"{leaks} of {len(seen)} prompts"),
     ]
+    if config.init:  # a second, untrained model of that size would fill the memory for nothing
+        return checks
+    fresh = GPT(student.config, torch.Generator().manual_seed(0)).to(device)
+    ids = batch.prompts.ids
+    loss = torch.nn.functional.cross_entropy(fresh(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    log_v = math.log(student.config.vocab_size)
+    passed, reading = abs(loss - log_v) < 0.1 * log_v, f"{loss:.2f} of {log_v:.2f} nats"
+    return [("loss of an untrained model is log V", passed, reading), *checks]
+
+
+PROBE_TOKENS = 64  # of a completion in the start-up checks: enough to see a shift by one
 
 
 # 7. One run: set up, train, write everything down -------------------------------------------------
@@ -923,14 +1052,18 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     Raises ValueError if the folder is anything else than empty or a run of the same settings.
     """
     folder = config.folder
-    if finished := claim_folder(folder, config):
+    if finished := finished_run(folder, config):
         return finished
     start = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
+    student, tokenizer, pretrain_s = initial_model(config)
+    task = make_task(config, tokenizer)
+    if config.init:
+        check_fit(config, task, student.config.context_window)
+    student.activation_checkpointing = config.activation_checkpointing
+    claim_folder(folder, config)
     log = Log(folder, quiet)
-    student, pretrain_s = base_model(config)
-    task = make_task(config)
     for what, passed, reading in start_up_checks(config, task, student):
         log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
         if not passed:
@@ -945,12 +1078,13 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
         results = evaluations[step] = evaluate_all(config, task, student, teacher)
         log.write("evaluation", {"step": step} | {k: e.means for k, e in results.items()})
         for example, text in failures(results["fresh"], task):
-            log.say(f"    wrong: {example.prompt}{text}   (expected {example.answer})")
+            log.say(f"    wrong: {brief(example.prompt + text)}   (expected {example.answer})")
 
     on_evaluation(0)
     train_start = time.perf_counter()
     post_train(config, task, student, teacher, log, on_evaluation=on_evaluation)
     train_s = time.perf_counter() - train_start
+    save(config, student, tokenizer)
     before, after = evaluations[0], evaluations[max(evaluations)]
     summary = {
         **{"method": config.method, "seed": config.seed, "steps": config.steps},
@@ -966,18 +1100,30 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     }
     log.say("drawing the curves")
     draw_curves(folder / "curves.png", config, log.rows, summary)
-    write_atomically(
-        folder / "student.pt",
-        lambda p: torch.save(
-            {"weights": student.state_dict(), "shape": dataclasses.asdict(student.config)}, p
-        ),
-    )
     summary["wall_s"] = time.perf_counter() - start
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def make_task(config: TrainConfig) -> ToyTask:
+def save(config: TrainConfig, student: GPT, tokenizer: Any) -> None:
+    """The trained weights: a checkpoint for other tools, or student.pt in the toy."""
+    if config.init:
+        student.to(getattr(torch, config.dtype))
+        minisd.save_hf(student, tokenizer, config.folder / "checkpoint")
+        return
+    content = {"weights": student.state_dict(), "shape": dataclasses.asdict(student.config)}
+    write_atomically(config.folder / "student.pt", lambda p: torch.save(content, p))
+
+
+def make_task(config: TrainConfig, tokenizer: Any = None) -> Task:
+    """What is trained and evaluated on: --data with the checkpoint's tokenizer, or the toy."""
+    if config.data:
+        return TextTask(
+            toy_tasks.read_jsonl(config.data),
+            tokenizer,
+            reward=config.reward,
+            pool_size=config.train_problems,
+        )
     return ToyTask(
         config.toy_world,
         pool_size=config.train_problems,
@@ -987,19 +1133,39 @@ def make_task(config: TrainConfig) -> ToyTask:
     )
 
 
+def check_fit(config: TrainConfig, task: TextTask, context_window: int) -> None:
+    """Raises ValueError if an example lacks what --context shows, or is too long with it."""
+    rng = random.Random(0)
+    attempt_tokens = config.max_new_tokens if config.context == "sibling" else 0
+    for example in (e for pool in task.pools.values() for e in pool):
+        context = task.context(example, config.context, rng, attempt=" ")
+        prompt = max(len(task.prompt_ids(example, c)) for c in ("", context))
+        tokens = prompt + attempt_tokens + config.max_new_tokens
+        if tokens > context_window:
+            raise ValueError(
+                f"--max_new_tokens: {config.max_new_tokens} makes {tokens} tokens with the prompt "
+                f"{example.prompt[:40]!r}; allowed: {context_window}, the model's context window"
+            )
+
+
 def teaching_context(config: TrainConfig) -> str:
     """The context under which teachers are compared; `feedback` needs a student to judge."""
     return "none" if config.context == "feedback" else config.context
 
 
-def claim_folder(folder: Path, config: TrainConfig) -> dict | None:
-    """Makes the folder and writes config.json; the summary, if this very run has finished there.
+def run_settings(config: TrainConfig) -> dict:
+    """What two runs must have in common to be the same run."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k != "out_dir"}
+
+
+def finished_run(folder: Path, config: TrainConfig) -> dict | None:
+    """The summary of this very run, if it has finished in the folder. Changes nothing.
 
     Raises ValueError if the path is a file, or holds something else than a run of these settings.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "out_dir"}
+    settings = run_settings(config)
     if folder.is_dir() and any(folder.iterdir()):
         try:
             found = json.loads((folder / "config.json").read_text())["settings"]
@@ -1016,9 +1182,13 @@ def claim_folder(folder: Path, config: TrainConfig) -> dict | None:
             )
         if (folder / "summary.json").exists():
             return json.loads((folder / "summary.json").read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"settings": settings, "record": record()})
     return None
+
+
+def claim_folder(folder: Path, config: TrainConfig) -> None:
+    """Makes the folder and writes config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"settings": run_settings(config), "record": record()})
 
 
 def record() -> dict:
@@ -1040,20 +1210,22 @@ def write_json(path: Path, content) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
 
 
-def failures(evaluation: Evaluation, task: ToyTask) -> list[tuple[Example, str]]:
+def failures(evaluation: Evaluation, task: Task) -> list[tuple[Example, str]]:
     """Three completions that are wrong."""
     pairs = zip(evaluation.examples, evaluation.texts)
     return [(e, text) for e, text in pairs if task.grade(text, e).reward < 1][:3]
 
 
-def samples(before: dict, after: dict) -> list[dict[str, str]]:
+def samples(before: dict, after: dict) -> list[dict[str, str | bool]]:
     """The same three fresh prompts, of rising length, answered before and after."""
     examples = before["fresh"].examples
     lengths = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
     chosen = [lengths[int(f * (len(lengths) - 1))] for f in (0.3, 0.6, 0.9)]
+    runs = (("before", before), ("after", after))
     return [
         {"prompt": examples[i].prompt, "answer": str(examples[i].answer)}
         | {"before": before["fresh"].texts[i], "after": after["fresh"].texts[i]}
+        | {f"{w}_right": e["fresh"].rewards[i] == 1 for w, e in runs}
         for i in chosen
     ]
 
@@ -1092,11 +1264,19 @@ def sample_lines(summary: dict) -> str:
     """The prompts answered before and after, with a mark for right and wrong."""
     lines = []
     for s in summary["samples"]:
-        lines.append(f"{s['prompt']} (expected {s['answer']})")
+        lines.append(f"{brief(s['prompt'])} (expected {s['answer']})")
         for when in ("before", "after"):
-            right = toy_tasks.final_answer(s[when]) == int(s["answer"])
-            lines.append(f"  {when:6} {'right' if right else 'WRONG'}  {s[when]}")
+            verdict = "right" if s[f"{when}_right"] else "WRONG"
+            lines.append(f"  {when:6} {verdict}  {brief(s[when])}")
     return "\n".join(lines)
+
+
+def brief(text: str, length: int = 120) -> str:
+    """A long text in one line, without its middle; a text of the toy as it is."""
+    if len(text) <= length and "\n" not in text:
+        return text
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
 def draw_curves(path: Path, config: TrainConfig, rows: list[dict], summary: dict) -> None:
@@ -1140,7 +1320,9 @@ def draw_curves(path: Path, config: TrainConfig, rows: list[dict], summary: dict
         axes.grid(alpha=0.3)
     text = figure.add_subplot(grid[2, :])
     text.axis("off")
-    text.text(0, 1, sample_lines(summary), va="top", family="monospace", fontsize=9)
+    # A dollar sign is money, not mathematics.
+    options = {"va": "top", "family": "monospace", "fontsize": 9, "parse_math": False}
+    text.text(0, 1, sample_lines(summary), **options)
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
@@ -1292,7 +1474,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list_methods", action="store_true", help="print the method table")
     for f in dataclasses.fields(TrainConfig):
-        text = f"{f.metadata['help']} (default: {f.default!r})"
+        loaded = CHECKPOINT_SETTINGS.get(f.name)
+        loaded = "" if loaded is None else f", with --init {loaded!r}"
+        text = f"{f.metadata['help']} (default: {f.default!r}{loaded})"
         if f.type is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
         else:
@@ -1305,6 +1489,10 @@ def method_config(flags: dict) -> TrainConfig:
     """The settings of the method's row with explicit flags over them. Raises ValueError."""
     method = flags.get("method", TrainConfig.method)
     row = METHODS[method].settings if method in METHODS else {}
+    if flags.get("init"):
+        row = CHECKPOINT_SETTINGS | row
+        if (row | flags).get("reward_weight") == 1:
+            row = row | WITHOUT_TEACHER
     return TrainConfig(**(row | flags))
 
 
@@ -1361,7 +1549,7 @@ def main(arguments: list[str] | None = None) -> None:
             main_compare(methods, flags, **chosen)
         else:
             main_run(method_config(flags))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"train_gpt.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -1380,7 +1568,8 @@ def main_run(config: TrainConfig) -> None:
             "that folder or name another --out_dir"
         )
     print(f"\n{before_after_table(summary)}\n{in_words(summary)}\n\n{sample_lines(summary)}\n")
-    names = ("config.json", "metrics.jsonl", "curves.png", "student.pt", "summary.json")
+    weights = "checkpoint" if config.init else "student.pt"
+    names = ("config.json", "metrics.jsonl", "curves.png", weights, "summary.json")
     print("written: " + ", ".join(str(config.folder / name) for name in names))
     print(
         f"seconds: pretraining {summary['pretrain_s']:.1f} (cached afterwards), "
@@ -1393,6 +1582,8 @@ def main_compare(methods: list[str], flags: dict, seeds: int, workers: int) -> N
     for method in methods:
         if method not in (*METHODS, "base"):
             raise ValueError(f"--compare: {method!r}; allowed: base, {', '.join(METHODS)}")
+    if "init" in flags or "data" in flags:
+        raise ValueError("--compare: not with --init or --data; allowed: methods on the toy")
     if set(methods) == {"base"}:
         raise ValueError("--compare: 'base' alone; allowed: at least one method beside it")
     for name, value in (("seeds", seeds), ("workers", workers)):
