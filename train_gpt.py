@@ -19,6 +19,7 @@ import inspect
 import json
 import math
 import os
+import pickle
 import platform
 import random
 import subprocess
@@ -47,13 +48,13 @@ from toy_tasks import Example, Task, TextExample, TextTask, ToyTask, World
 LOSSES = {
     "forward_kl": "KL(teacher || student)",
     "reverse_kl": "KL(student || teacher)",
-    "jensen_shannon": "w KL(teacher || m) + (1-w) KL(student || m), m = w teacher + (1-w) student",
+    "jensen_shannon": "{w} KL(teacher || m) + {v} KL(student || m), m = {w} teacher + {v} student",
     "clipped_forward_kl": "sum_v min(q log(q/p), clip), q teacher, p student",
     "top_k_reverse_kl": "KL(student || teacher) on top_k tokens",
     "sampled_token": "sg[log p(y_t) - log q(y_t)] log p(y_t)",
-    "sequence_kl": "KL(student || teacher) of whole sequences, by its gradient",
+    "sequence_kl": "KL(student || teacher) of whole sequences (its gradient)",
     "averaged_advantage": "-sg[mean_t log q(y_t) - log p(y_t)] log p(y_t)",
-    "imitation": "-log p(y_t) on completions that somebody else wrote",
+    "imitation": "-log p(y_t)",
 }
 
 
@@ -320,7 +321,8 @@ METHODS = {
         {"teacher": "ema", "teacher_update_rate": 0.01, "context": "sibling", "loss": "reverse_kl"},
     ),
     "sequence_kl": Method(
-        "Fu et al. 2603.25562", SELF_TEACHER | {"loss": "sequence_kl", "discount": 1.0}
+        "Fu et al. 2603.25562",
+        SELF_TEACHER | {"loss": "sequence_kl", "discount": 1.0, "reduction": "constant"},
     ),
     "grpo": Method(
         "Shao et al. 2402.03300", POLICY_GRADIENT | {"reduction": "sequence_mean", "kl_coef": 0.04}
@@ -422,23 +424,23 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
     any of it makes a new model, so a cached one is never stale.
     """
     shape = GPTConfig(vocab_size=len(toy_tasks.VOCABULARY), **SIZES[size])
-    code = [
-        inspect.getsource(x) for x in (toy_tasks, GPT, minisd.Block, minisd.Attention, minisd.MLP)
-    ]
-    code += [inspect.getsource(x) for x in (pretrain, pretrain_batches)]
-    recipe = [
-        dataclasses.asdict(config.toy_world),
-        dataclasses.asdict(shape),
-        config.pretrain_steps,
-    ]
-    recipe += [config.seed, PRETRAIN_TOKENS, MUON, ADAMW, torch.__version__, code]
+    model_code = (GPT, minisd.Block, minisd.Attention, minisd.MLP, minisd.RMSNorm, minisd.rotate)
+    model_code += (minisd.rope_table, minisd.rope_frequencies)
+    code = [inspect.getsource(x) for x in (toy_tasks, *model_code, pretrain, pretrain_batches)]
+    recipe = [dataclasses.asdict(config.toy_world), dataclasses.asdict(shape)]
+    # The number of threads changes the order of additions, and so the last bits of every weight.
+    recipe += [config.pretrain_steps, config.seed, PRETRAIN_TOKENS, MUON, ADAMW, code]
+    recipe += [torch.__version__, torch.get_num_threads(), pick_device(config.device).type]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     path = Path(config.cache_dir) / f"{size}-{digest}.pt"
     device = pick_device(config.device)
     model = GPT(shape, torch.Generator().manual_seed(config.seed)).to(device)
     if path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(saved["weights"])
+        try:
+            saved = torch.load(path, map_location=device, weights_only=True)
+            model.load_state_dict(saved["weights"])
+        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
+            raise ValueError(f"--cache_dir: {str(path)!r} is damaged; delete that file") from None
         return model, saved["pretrain_s"]
     start = time.perf_counter()
     pretrain(model, config.toy_world, config.pretrain_steps, config.seed)
@@ -1500,44 +1502,45 @@ def method_config(flags: dict) -> TrainConfig:
 
 def method_table() -> str:
     """The method table in Markdown, as it stands in the README."""
-    lines = [
-        "| method | who samples | teacher | the teacher sees | loss | source |",
-        "|---" * 6 + "|",
-    ]
+    headings = ("method", "who samples", "teacher", "it sees", "loss", "credit", "source")
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for name, method in METHODS.items():
-        c = method_config({"method": name})
-        lines.append("| " + " | ".join((f"`{name}`", *describe(c), method.source)) + " |")
+        cells = (f"`{name}`", *describe(method_config({"method": name})), method.source)
+        lines.append(f"| {' | '.join(cells)} |".replace("||", "\\|\\|"))
     return "\n".join(lines)
 
 
-def describe(c: TrainConfig) -> tuple[str, str, str, str]:
-    """Who samples, teacher, context and loss of a configuration, in words."""
+def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
+    """Who samples, teacher, context, loss and credit of a configuration, in words."""
     samplers = {1.0: "student", 0.0: c.off_policy}
     mixed = f"student {c.student_frac:g}, {c.off_policy} {1 - c.student_frac:g}"
     teacher = {
         "ema": f"EMA, rate {c.teacher_update_rate:g}",
         "trust_region": f"trust region, rate {c.teacher_update_rate:g}",
         "snapshot": f"snapshot every {c.teacher_every} steps",
-        "external": f"{c.external_teacher} model",
+        "external": {"larger": "larger model", "adapted": "adapted by reward"}[c.external_teacher],
     }.get(c.teacher, c.teacher)
-    parts = []
+    losses, credits = [], []
     if c.reward_weight < 1:
-        weight = f"{1 - c.reward_weight:g} " if c.reward_weight else ""
-        parts.append(f"{weight}{LOSSES[c.loss]}".replace("||", "\\|\\|"))
+        share = f"{1 - c.reward_weight:g} " if c.reward_weight else ""
+        words = LOSSES[c.loss].format(w=f"{c.teacher_weight:g}", v=f"{1 - c.teacher_weight:g}")
+        after = f", after {c.warm_start_steps} steps of `sft`" if c.warm_start_steps else ""
+        losses.append(share + words + (", correct ones only" if c.only_correct else "") + after)
+        sequence = {"sequence_kl": f"sequence level, discount {c.discount:g}"}
+        credits.append(
+            (sequence | {"averaged_advantage": "per completion"}).get(c.loss, "token level")
+        )
     if c.reward_weight > 0:
-        weight = f"{c.reward_weight:g} " if c.reward_weight < 1 else ""
-        how = "(r - mean)/std" if c.advantage == "std" else "r - mean"
-        parts.append(f"{weight}clipped policy gradient, A = {how}")
-    if c.kl_coef:
-        parts.append(f"{c.kl_coef:g} k3 penalty to the initial model")
-    if c.only_correct:
-        parts.append("correct ones only")
-    if c.warm_start_steps:
-        parts.append(f"after {c.warm_start_steps} supervised steps")
-    sees = "-" if c.reward_weight == 1 else c.context
-    teacher = "-" if c.reward_weight == 1 else teacher
-    loss = f"{'; '.join(parts)}; {c.reduction.replace('_', ' ')}"
-    return samplers.get(c.student_frac, mixed), teacher, sees, loss
+        share = f"{c.reward_weight:g} " if c.reward_weight < 1 else ""
+        advantage = "(r - mean)/std" if c.advantage == "std" else "r - mean"
+        ratio = f"clip(ratio, {1 - c.clip_low:g}, {1 + c.clip_high:g})"
+        losses.append(f"{share}-min(ratio A, {ratio} A), A = {advantage}")
+        losses += [f"{c.kl_coef:g} k3(student, initial)"] * (c.kl_coef > 0)
+        losses += [f"equal groups drawn anew up to {c.resample} times"] * (c.resample > 0)
+        credits.append("per completion")
+    seen = (teacher, c.context) if c.reward_weight < 1 else ("-", "-")
+    credit = f"{', '.join(credits)}; {c.reduction.replace('_', ' ')}"
+    return samplers.get(c.student_frac, mixed), *seen, "; ".join(losses), credit
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,6 +45,10 @@ def quick_config(cache_dir, tmp_path, method="sdpo", **flags) -> TrainConfig:
     return easy_config(cache_dir, method, **{"out_dir": str(tmp_path / "run"), **flags})
 
 
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def command(*arguments, cwd):
     """The command line as a user calls it."""
     return subprocess.run(
@@ -71,7 +75,7 @@ def test_every_method_changes_what_it_should(method, cache_dir, tmp_path):
     summary = train_gpt.run(config, quiet=True)
     measure, margin = CHANGES[method]
     if measure == "agreement":  # towards a larger teacher: the student's behaviour need not change
-        rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+        rows = read_metrics(tmp_path / "run")
         kl = [row["forward_kl"] for row in rows if row["kind"] == "step"]
         assert sum(kl[-2:]) < 0.8 * sum(kl[:2]), kl
     else:
@@ -247,7 +251,7 @@ def test_a_run_writes_what_it_promises_and_the_same_command_shows_it_again(cache
         assert set(summary[when]) == {"train", "fresh", "longer"}
         for means in summary[when].values():
             assert means.keys() == train_gpt.MEASURES.keys()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    rows = read_metrics(folder)
     assert {row["kind"] for row in rows} == {"step", "evaluation"}
     for row in rows:
         if row["kind"] == "step":
@@ -279,7 +283,20 @@ def test_the_cached_base_model_is_never_stale(cache_dir, tmp_path, monkeypatch):
     train_gpt.base_model(config, "larger")
     monkeypatch.setattr(train_gpt, "PRETRAIN_TOKENS", 512)
     train_gpt.base_model(config)
-    assert len(list((tmp_path / "cache").iterdir())) == 6
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    train_gpt.base_model(config)
+    assert len(list((tmp_path / "cache").iterdir())) == 7
+
+
+def test_a_damaged_base_model_is_named(cache_dir, tmp_path):
+    """Catches a traceback from half a file."""
+    config = quick_config(cache_dir, tmp_path, cache_dir=str(tmp_path / "cache"))
+    train_gpt.base_model(config)
+    (path,) = (tmp_path / "cache").iterdir()
+    for content in (b"", b"no model", path.read_bytes()[:5000]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"--cache_dir: .*{path.name}' is damaged"):
+            train_gpt.base_model(config)
 
 
 def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path):
