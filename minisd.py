@@ -28,7 +28,7 @@ One batch through a step:
     grpo           student            -                   -          clipped_policy_surrogate, k3_kl
     dr_grpo        student            -                   -          clipped_policy_surrogate
     dapo           student            -                   -          clipped_policy_surrogate
-    sdpo_grpo      student            EMA                 solution   0.9 grpo + 0.1 sdpo
+    sdpo_grpo      student            EMA                 solution   policy gradient and reverse_kl
     rlvr_teacher   student            adapted by reward   solution   reverse_kl
     sft_then_sdpo  student            EMA                 solution   reverse_kl, after some sft
 
@@ -85,9 +85,6 @@ if TYPE_CHECKING:
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
 
 
-HEAD_STD = 0.02  # GPT-2; small, so that the untrained model's loss is log(vocabulary size)
-
-
 @dataclass(frozen=True)
 class GPTConfig:
     """Everything that determines the shape and the arithmetic of the model."""
@@ -109,6 +106,7 @@ class GPTConfig:
     rope_scaling: dict | None = None  # "rope_type" and its numbers, see rope_frequencies
     norm_eps: float = 1e-6
     init_std: float = 0.1  # at width 64; the 0.02 of GPT-2, for widths near 1000, learns far slower
+    head_std: float = 0.02  # GPT-2; small, so that an untrained model's loss is log(vocab_size)
     # The longest sequence that the weights are meant for; callers check, the model does not.
     context_window: int = 2048
     # The checkpoint's own JSON files by name, so that a saved one has the same fields.
@@ -258,7 +256,7 @@ class GPT(nn.Module):
                 # Residual branches start smaller, so that depth does not grow the stream (GPT-2).
                 branch = name.endswith(("out.weight", "down.weight"))
                 std = config.init_std / math.sqrt(2 * config.n_layers if branch else 1)
-                std = HEAD_STD if weight is self.head.weight else std
+                std = config.head_std if weight is self.head.weight else std
                 nn.init.normal_(weight, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)

@@ -415,7 +415,7 @@ class ToyTask:
         lengths = range(1, world.max_operations + 1)
         possible = sum(10 ** (n + 1) * len(set(self.operators)) ** n for n in lengths)
         if pool_size > possible // 2:  # one in FRESH_ONE_IN is no training problem
-            raise ValueError(f"train_problems: {pool_size}; allowed: 0 to {possible // 2}")
+            raise ValueError(f"--train_problems: {pool_size}; allowed: 0 to {possible // 2}")
         rng = random.Random(seed)
         pool: dict[Problem, None] = {}  # a set that keeps its order
         while len(pool) < pool_size:

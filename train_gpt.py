@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial, partialmethod
@@ -49,8 +50,8 @@ LOSSES = {
     "forward_kl": "KL(teacher || student)",
     "reverse_kl": "KL(student || teacher)",
     "jensen_shannon": "{w} KL(teacher || m) + {v} KL(student || m), m = {w} teacher + {v} student",
-    "clipped_forward_kl": "sum_v min(q log(q/p), clip), q teacher, p student",
-    "top_k_reverse_kl": "KL(student || teacher) on top_k tokens",
+    "clipped_forward_kl": "sum_v min(q log(q/p), {clip}), q teacher, p student",
+    "top_k_reverse_kl": "KL(student || teacher) on the {k} likeliest of the {support}, tail {tail}",
     "sampled_token": "sg[log p(y_t) - log q(y_t)] log p(y_t)",
     "sequence_kl": "KL(student || teacher) of whole sequences (its gradient)",
     "averaged_advantage": "-sg[mean_t log q(y_t) - log p(y_t)] log p(y_t)",
@@ -58,9 +59,21 @@ LOSSES = {
 }
 
 
-def option(default, help: str, choices: tuple[str, ...] | None = None):
-    """A field of TrainConfig with what its flag needs."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+POSITIVE = (lambda v: v >= 1, "1 or more")
+COUNT = (lambda v: v >= 0, "0 or more")
+ABOVE_ZERO = (lambda v: v > 0, "above 0")
+FRACTION = (lambda v: 0 <= v <= 1, "0 to 1")
+ANY = (lambda v: True, "")
+
+
+def one_of(*names: str):
+    """The range of an option that is one of these words."""
+    return (lambda v: v in names, ", ".join(names))
+
+
+def option(default, help: str, allowed=ANY):
+    """A field of TrainConfig: its default, its help, and (test, words) for its range."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -68,176 +81,183 @@ class TrainConfig:
     """All settings of a run and their only defaults; every field is a flag of the same name."""
 
     method: str = option("sdpo", "row of the method table; other flags override it")
-    seed: int = option(0, "seeds the base model, the data, the sampling and the evaluation")
+    seed: int = option(
+        0,
+        "seeds the base model, the data, the sampling and the evaluation",
+        (lambda v: 0 <= v < 2**63, "0 to 2^63 - 1"),
+    )
     # A real checkpoint instead of the toy
     init: str = option("", "checkpoint, a folder or a name on the hub; empty: the toy's base model")
     data: str = option("", "problems for --init, a JSONL file; see toy_tasks.read_jsonl")
-    reward: str = option("last_number", "reward of --data", tuple(toy_tasks.TEXT_REWARDS))
+    reward: str = option("last_number", "reward of --data", one_of(*toy_tasks.TEXT_REWARDS))
     dtype: str = option(
         "float32",
         "of the computation and of the saved checkpoint; in training, weights are float32",
-        ("float32", "bfloat16"),
+        one_of("float32", "bfloat16"),
     )
-    micro_batch: int = option(0, "completions per forward and backward pass; 0: all, same gradient")
-    chunk_tokens: int = option(0, "tokens whose logits exist at a time; 0: all, same gradient")
+    micro_batch: int = option(
+        0, "completions per forward and backward pass; 0: all, same gradient", COUNT
+    )
+    chunk_tokens: int = option(
+        0, "tokens whose logits exist at a time; 0: all, same gradient", COUNT
+    )
     activation_checkpointing: bool = option(False, "less memory, every block computed twice")
     # Who is trained on what
-    steps: int = option(150, "post-training steps")
-    train_problems: int = option(64, "problems in the training pool; 0: endless")
+    steps: int = option(150, "post-training steps", POSITIVE)
+    train_problems: int = option(64, "problems in the training pool; 0: endless", COUNT)
     train_operators: str = option("", "operators in post-training, such as +-; empty: all")
     rules: str = option("", "numbers to add to the answer, such as 3 or 2,7 (drawn per problem)")
-    batch_size: int = option(128, "completions per step")
-    group_size: int = option(8, "completions per problem")
-    student_frac: float = option(1.0, "fraction of the groups that the student samples (GKD)")
-    off_policy: str = option("teacher", "who writes the other groups", ("teacher", "data"))
-    only_correct: bool = option(False, "drop completions with a wrong answer from the loss")
-    max_new_tokens: int = option(64, "length limit of a completion, tokens")
-    temperature: float = option(1.0, "of the sampling in training")
-    # Teacher
-    teacher: str = option("frozen", "teacher weights", minisd.TEACHERS)
-    teacher_update_rate: float = option(
-        0.0, "r: ema and trust_region move by r towards the student"
+    batch_size: int = option(128, "completions per step", POSITIVE)
+    group_size: int = option(8, "completions per problem", POSITIVE)
+    student_frac: float = option(
+        1.0, "fraction of the groups that the student samples (GKD)", FRACTION
     )
-    teacher_every: int = option(25, "steps between copies of a snapshot teacher")
+    off_policy: str = option("teacher", "who writes the other groups", one_of("teacher", "data"))
+    only_correct: bool = option(False, "drop completions with a wrong answer from the loss")
+    max_new_tokens: int = option(64, "length limit of a completion, tokens", POSITIVE)
+    temperature: float = option(1.0, "of the sampling in training", ABOVE_ZERO)
+    # Teacher
+    teacher: str = option("frozen", "teacher weights", one_of(*minisd.TEACHERS))
+    teacher_update_rate: float = option(
+        0.0, "r: ema and trust_region move by r towards the student", FRACTION
+    )
+    teacher_every: int = option(25, "steps between copies of a snapshot teacher", POSITIVE)
     external_teacher: str = option(
         "larger",
-        "external: a larger base model, or one adapted by reward under the context",
-        ("larger", "adapted"),
+        "larger: a larger base model; adapted: by reward, context shown; or a run's folder",
     )
-    context: str = option("solution", "what only the teacher sees", toy_tasks.CONTEXTS)
+    context: str = option("solution", "what only the teacher sees", one_of(*toy_tasks.CONTEXTS))
     # Loss
-    loss: str = option("reverse_kl", "distillation loss", tuple(LOSSES))
-    teacher_weight: float = option(0.5, "w of jensen_shannon")
-    clip: float = option(0.05, "of clipped_forward_kl, nats")
-    top_k: int = option(8, "tokens in the support of top_k_reverse_kl")
-    top_k_support: str = option("student", "whose top k", minisd.SUPPORTS)
-    top_k_tail: str = option("bucket", "what is done about the other tokens", minisd.TAILS)
-    discount: float = option(1.0, "of future KL in sequence_kl; 0: token level, 1: unbiased")
-    importance_cap: float = option(0.0, "cap of SDPO's importance weight; 0: no weight")
-    reward_weight: float = option(0.0, "0: pure distillation, 1: pure policy gradient")
-    advantage: str = option("std", "(r - mean) / std, or r - mean", ("std", "mean"))
-    clip_low: float = option(0.2, "the policy ratio is clipped below at 1 - clip_low")
-    clip_high: float = option(0.2, "and above at 1 + clip_high")
-    kl_coef: float = option(0.0, "weight of the k3 penalty to the initial model")
-    resample: int = option(0, "times that groups with equal rewards are sampled anew (DAPO)")
+    loss: str = option("reverse_kl", "distillation loss", one_of(*LOSSES))
+    teacher_weight: float = option(
+        0.5, "w of jensen_shannon", (lambda v: 0 < v < 1, "strictly between 0 and 1")
+    )
+    clip: float = option(0.05, "of clipped_forward_kl, nats", ABOVE_ZERO)
+    top_k: int = option(8, "tokens in the support of top_k_reverse_kl", POSITIVE)
+    top_k_support: str = option("student", "whose top k", one_of(*minisd.SUPPORTS))
+    top_k_tail: str = option("bucket", "what is done about the other tokens", one_of(*minisd.TAILS))
+    discount: float = option(
+        1.0, "of future KL in sequence_kl; 0: token level, 1: unbiased", FRACTION
+    )
+    importance_cap: float = option(0.0, "cap of SDPO's importance weight; 0: no weight", COUNT)
+    reward_weight: float = option(0.0, "0: pure distillation, 1: pure policy gradient", FRACTION)
+    advantage: str = option("std", "(r - mean) / std, or r - mean", one_of("std", "mean"))
+    clip_low: float = option(0.2, "the policy ratio is clipped below at 1 - clip_low", FRACTION)
+    clip_high: float = option(0.2, "and above at 1 + clip_high", FRACTION)
+    kl_coef: float = option(0.0, "weight of the k3 penalty to the initial model", COUNT)
+    resample: int = option(0, "times that groups with equal rewards are sampled anew (DAPO)", COUNT)
     reduction: str = option(
-        "token_mean", "mean over tokens", ("token_mean", "sequence_mean", "constant")
+        "token_mean", "mean over tokens", one_of("token_mean", "sequence_mean", "constant")
     )
     # Optimisation
-    learning_rate: float = option(1e-3, "AdamW")
-    updates_per_batch: int = option(1, "optimiser steps on the same completions")
-    grad_clip: float = option(1.0, "maximal norm of the gradient")
-    warm_start_steps: int = option(0, "supervised steps on the teacher's correct samples before")
-    adapt_steps: int = option(60, "GRPO steps, context shown, that adapt an adapted teacher")
+    learning_rate: float = option(1e-3, "AdamW", ABOVE_ZERO)
+    updates_per_batch: int = option(1, "optimiser steps on the same completions", POSITIVE)
+    grad_clip: float = option(1.0, "maximal norm of the gradient", ABOVE_ZERO)
+    warm_start_steps: int = option(
+        0, "supervised steps on the teacher's correct samples before", COUNT
+    )
+    adapt_steps: int = option(
+        60, "GRPO steps, context shown, that adapt an adapted teacher", POSITIVE
+    )
     # The world and the base model
     world: str = option("", "fields of the toy world, such as persona_rate=0,certainty.answer=0")
-    pretrain_steps: int = option(2000, "steps of the base model")
+    pretrain_steps: int = option(2000, "steps of the base model", POSITIVE)
     # The run
-    eval_every: int = option(25, "steps between evaluations")
-    eval_problems: int = option(256, "completions per split and evaluation")
+    eval_every: int = option(25, "steps between evaluations", POSITIVE)
+    eval_problems: int = option(256, "completions per split and evaluation", POSITIVE)
     device: str = option("auto", "auto, cpu, cuda or mps")
-    threads: int = option(0, "CPU threads; 0: as PyTorch decides")
+    threads: int = option(0, "CPU threads; 0: as PyTorch decides", COUNT)
     out_dir: str = option("", "where results go; empty: out/<method>-<seed>")
     cache_dir: str = option("out/base", "where base models are kept")
 
     def __post_init__(self):
-        checks = {
-            "method": (self.method in METHODS, ", ".join(METHODS)),
-            "seed": (self.seed >= 0, "0 or more"),
-            "train_problems": (self.train_problems >= 0, "1 or more, or 0 for endless"),
-            "group_size": (
-                self.batch_size % max(self.group_size, 1) == 0,
-                "a divisor of batch_size",
-            ),
-            "temperature": (self.temperature > 0, "above 0"),
-            "teacher_weight": (0 < self.teacher_weight < 1, "strictly between 0 and 1"),
-            "clip": (self.clip > 0, "above 0"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "grad_clip": (self.grad_clip > 0, "above 0"),
-            "train_operators": (set(self.train_operators) <= set("+-*"), "some of + - *"),
-        }
-        for name in (
-            *("steps", "batch_size", "group_size", "max_new_tokens", "teacher_every", "top_k"),
-            *("updates_per_batch", "adapt_steps", "pretrain_steps", "eval_every", "eval_problems"),
-        ):
-            checks.setdefault(name, (True, ""))
-            if getattr(self, name) < 1:
-                checks[name] = (False, "1 or more")
-        for name in (
-            *("threads", "warm_start_steps", "resample", "kl_coef", "importance_cap"),
-            *("micro_batch", "chunk_tokens"),
-        ):
-            checks[name] = (getattr(self, name) >= 0, "0 or more")
-        for name in ("clip_low", "clip_high", "student_frac", "teacher_update_rate", "discount"):
-            checks[name] = (0 <= getattr(self, name) <= 1, "0 to 1")
-        checks["reward_weight"] = (0 <= self.reward_weight <= 1, "0 to 1")
         for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            ok, allowed = checks.get(f.name, (True, ""))
-            if choices and value not in choices:
-                ok, allowed = False, ", ".join(choices)
-            if isinstance(value, float) and not np.isfinite(value):
-                ok, allowed = False, "a finite number"
-            if not ok:
-                raise ValueError(f"--{f.name}: {value!r}; allowed: {allowed}")
+            value, (test, words) = getattr(self, f.name), f.metadata["allowed"]
+            if isinstance(value, float) and not math.isfinite(value):
+                test, words = (lambda v: False), "a finite number"
+            self.require(test(value), f.name, words)
+        self.require(self.method in METHODS, "method", ", ".join(METHODS))
         self.check_checkpoint()
+        self.check_world()
         self.check_combinations()
-        self.rule_numbers, self.toy_world  # noqa: B018  (both raise ValueError on bad text)
+
+    def require(self, condition: bool, name: str, allowed: str) -> None:
+        """Raises ValueError that names the flag, its value and what is allowed."""
+        if not condition:
+            raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: {allowed}")
 
     def check_checkpoint(self) -> None:
         """Raises ValueError if toy and checkpoint are mixed."""
-        if bool(self.init) != bool(self.data):
-            name, other = ("init", "data") if self.init else ("data", "init")
-            raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: only with --{other}")
-        if self.data and not Path(self.data).is_file():
-            raise ValueError(f"--data: {self.data!r} is no file; allowed: a JSONL file")
+        for name, other in (("init", "data"), ("data", "init")):
+            alone = getattr(self, name) and not getattr(self, other)
+            self.require(not alone, name, f"only with --{other}")
+        self.require(not self.data or Path(self.data).is_file(), "data", "a JSONL file")
         for name in ("world", "train_operators", "rules"):
-            if self.init and getattr(self, name):
-                raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: '' with --init")
-        if self.init and self.teacher == "external" and self.external_teacher == "larger":
-            raise ValueError("--external_teacher: 'larger'; allowed: adapted with --init")
+            self.require(not (self.init and getattr(self, name)), name, "'' with --init")
+        larger = self.teacher == "external" and self.external_teacher == "larger"
+        self.require(not (self.init and larger), "external_teacher", "adapted, or a checkpoint")
+        if self.external_teacher not in ("larger", "adapted") and not self.init:
+            found = (Path(self.external_teacher) / "student.pt").is_file()
+            self.require(found, "external_teacher", "larger, adapted, or a folder with student.pt")
+
+    def check_world(self) -> None:
+        """Raises ValueError for a world, rules or operators that do not fit each other."""
+        world, distils = self.toy_world, self.reward_weight < 1
+        known = set(self.train_operators) <= set(world.operators)
+        self.require(known, "train_operators", f"some of {' '.join(world.operators)}")
+        if self.context == "rule" and not self.data:
+            self.require(self.rule_numbers, "rules", "numbers such as 3 or 2,7 with --context rule")
+        elif self.rule_numbers:  # every other context tells the answer without the rule
+            self.require(not distils, "context", "rule, with --rules and a teacher")
+            self.require(self.context != "feedback", "context", "no verdicts with --rules")
 
     def check_combinations(self) -> None:
-        """Raises ValueError for settings that are each allowed but teach nothing together."""
-        distils, samples_itself = self.reward_weight < 1, self.student_frac == 1
-        if self.reward_weight > 0 and self.group_size < 2:
-            raise ValueError(f"--group_size: {self.group_size}; allowed: 2 or more with rewards")
-        if self.reward_weight > 0 and not samples_itself:
-            raise ValueError(f"--student_frac: {self.student_frac}; allowed: 1 with rewards")
-        own_weights, imitates = self.teacher != "external", self.loss == "imitation"
-        if distils and self.context == "none" and own_weights and not imitates:
-            raise ValueError(
-                "--context: 'none'; allowed: any other, since without a context this teacher is "
-                "the student and the loss is zero by construction"
+        """Raises ValueError for settings that are each allowed but together teach nothing."""
+        distils, on_policy = self.reward_weight < 1, self.student_frac == 1
+        groups = self.batch_size / self.group_size
+        self.require(groups % 1 == 0, "group_size", f"a divisor of batch_size {self.batch_size}")
+        whole = (self.student_frac * groups) % 1 == 0
+        self.require(whole, "student_frac", f"a multiple of 1/{groups:g}, the share of a group")
+        if self.reward_weight > 0:
+            self.require(self.group_size >= 2, "group_size", "2 or more with rewards")
+            self.require(on_policy, "student_frac", "1 with rewards")
+        for name in ("importance_cap", "kl_coef", "resample"):
+            self.require(on_policy or not getattr(self, name), name, "0 unless the student samples")
+        if self.teacher == "external" and self.external_teacher == "adapted":
+            self.require(self.group_size >= 2, "group_size", "2 or more to adapt a teacher")
+            self.require(on_policy, "student_frac", "1 with an adapted teacher")
+        attempt_free = self.context not in ("sibling", "feedback")
+        needs = "one that does not need the student's own completions"
+        others_write = not on_policy and self.off_policy == "teacher"
+        adapted = self.teacher == "external" and self.external_teacher == "adapted"
+        warm = self.warm_start_steps > 0
+        self.require(attempt_free or not (others_write or adapted or warm), "context", needs)
+        if distils:
+            self.check_distillation(on_policy)
+
+    def check_distillation(self, on_policy: bool) -> None:
+        """Raises ValueError for a distillation loss that is zero, or no loss, by construction."""
+        if self.loss == "imitation":
+            self.require(self.student_frac == 0, "student_frac", "0 with --loss imitation")
+        elif self.teacher != "external":
+            allowed = (
+                "any other: without it the teacher is the student, the loss zero by construction"
             )
-        if distils and imitates and self.student_frac > 0:
-            raise ValueError(
-                f"--student_frac: {self.student_frac}; allowed: 0 with --loss imitation"
-            )
-        if (
-            self.loss == "top_k_reverse_kl"
-            and self.top_k_tail == "renormalised"
-            and self.top_k == 1
-        ):
-            raise ValueError("--top_k: 1; allowed: 2 or more, since renormalised it is zero")
-        if self.importance_cap and not samples_itself:
-            raise ValueError(f"--importance_cap: {self.importance_cap}; allowed: 0 off policy")
-        if self.context == "rule" and not self.rules and not self.data:
-            raise ValueError("--rules: ''; allowed: numbers such as 3 or 2,7 with --context rule")
-        teacher_writes = self.student_frac < 1 and self.off_policy == "teacher"
-        if self.context in ("sibling", "feedback") and teacher_writes:
-            raise ValueError(
-                f"--context: {self.context!r}; allowed: a context that does not need the student's "
-                "completions, when the teacher samples"
-            )
+            self.require(self.context != "none", "context", allowed)
+        if self.loss in ("sampled_token", "sequence_kl", "averaged_advantage"):
+            self.require(on_policy, "student_frac", f"1 with --loss {self.loss}")
+            self.require(self.temperature == 1, "temperature", f"1 with --loss {self.loss}")
+        if self.loss == "top_k_reverse_kl":
+            vocabulary = math.inf if self.init else len(toy_tasks.VOCABULARY)
+            self.require(self.top_k <= vocabulary, "top_k", f"1 to {vocabulary}")
+            zero = self.top_k_tail == "renormalised" and self.top_k == 1
+            self.require(not zero, "top_k", "2 or more, since renormalised it is zero")
 
     @property
     def rule_numbers(self) -> tuple[int, ...]:
         parts = [p for p in self.rules.split(",") if p]
-        if not all(p.isdigit() and len(p) == 1 for p in parts):
-            raise ValueError(
-                f"--rules: {self.rules!r}; allowed: digits joined by commas, such as 2,7"
-            )
+        digits = all(len(p) == 1 and p in "123456789" for p in parts)
+        self.require(digits, "rules", "digits 1-9 joined by commas, such as 2,7")
         return tuple(map(int, parts))
 
     @property
@@ -254,7 +274,10 @@ class TrainConfig:
                 )
                 raise ValueError(f"--world: {name!r}; allowed: {known}")
             target[key] = parse_value(f"--world: {name}", text.strip(), type(target[key]))
-        return World(**values)
+        try:
+            return World(**values)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
 
     @property
     def folder(self) -> Path:
@@ -442,10 +465,10 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
         except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
             raise ValueError(f"--cache_dir: {str(path)!r} is damaged; delete that file") from None
         return model, saved["pretrain_s"]
+    path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     start = time.perf_counter()
     pretrain(model, config.toy_world, config.pretrain_steps, config.seed)
     seconds = time.perf_counter() - start
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
         path, lambda p: torch.save({"weights": model.state_dict(), "pretrain_s": seconds}, p)
     )
@@ -487,7 +510,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if "cuda" in available else "cpu")
     if name.split(":")[0] not in available:
         raise ValueError(f"--device: {name!r}; allowed here: auto, {', '.join(available)}")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: {name!r}; allowed: such as cpu, cuda or cuda:0") from None
 
 
 # 3. One batch: prompts, completions, rewards, the teacher's prompts -------------------------------
@@ -602,7 +628,7 @@ def collect(
 
 
 def write(
-    config, task, author: GPT | Teacher, prompts: Prompts, rows: slice, generator
+    config, task, author: GPT | Teacher, prompts: Prompts, rows: slice, generator, temperature=None
 ) -> Completions:
     """Completions by the author of some rows of the prompts."""
     with precision(config, prompts.ids.device):
@@ -613,9 +639,14 @@ def write(
             max_new_tokens=config.max_new_tokens,
             end_id=task.end_id,
             pad_id=task.pad_id,
-            temperature=config.temperature,
+            temperature=temperature or config.temperature,
             generator=generator,
         )
+
+
+def seeded(name: str, device: torch.device) -> torch.Generator:
+    """A generator of its own for every use that has a name of its own."""
+    return torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
 
 
 def pick_siblings(
@@ -777,13 +808,14 @@ def reference_terms(logits: Tensor, _: None, ids: Tensor) -> dict[str, Tensor]:
 
 # 5. Evaluation ------------------------------------------------------------------------------------
 
-MEASURES = {
-    "accuracy_frac": "share of right final answers",
-    "markers_per_completion": "epistemic markers",
-    "direct_frac": "share that answers without steps",
-    "completion_tokens": "mean length",
-    "remark_frac": "share with the closing remark of an unreliable author",
+MEASURES = {  # measured quantity: title of its picture, heading of its column
+    "accuracy_frac": ("accuracy (fraction)", "accuracy"),
+    "markers_per_completion": ("epistemic markers per completion", "markers"),
+    "direct_frac": ("share of direct answers (fraction)", "direct"),
+    "completion_tokens": ("completion length (tokens)", "tokens"),
+    "remark_frac": ("share with the closing remark (fraction)", "remark"),
 }
+SHOWN = tuple(MEASURES)[:4]  # in tables and pictures
 
 
 @dataclass
@@ -815,9 +847,8 @@ def evaluate(
     contexts = [task.context(e, context, rng, a) for e, a in zip(examples, attempts)]
     device = next(model.parts()[0][0].parameters()).device
     prompts = make_prompts(task, examples, contexts, device)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    config = dataclasses.replace(config, temperature=1.0)
-    completions = write(config, task, model, prompts, slice(None), generator)
+    generator = seeded(f"evaluation-{split}-{config.seed}", device)
+    completions = write(config, task, model, prompts, slice(None), generator, temperature=1.0)
     texts = [task.decode(row) for row in completions.ids.tolist()]
     grades = [task.grade(text, e) for text, e in zip(texts, examples)]
     columns = {
@@ -908,7 +939,7 @@ def post_train(
     """Trains the student in place for config.steps steps; `log` None: silently."""
     device = next(student.parameters()).device
     rng = random.Random(f"{stage}-{config.seed}")
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = seeded(f"{stage}-{config.seed}", device)
     reference = copy.deepcopy(student).requires_grad_(False) if config.kl_coef else None
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
@@ -950,7 +981,8 @@ LOG_EVERY = 5  # steps
 
 def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log) -> None:
     """Says once, in words, that a part of the learning is silently off."""
-    if config.reward_weight > 0 and batch.equal_groups == 1:
+    equal = minisd.equal_reward_groups(batch.rewards.view(-1, config.group_size))
+    if config.reward_weight > 0 and equal.all():
         log.warn("all rewards are equal within every group: the policy gradient is zero")
     if config.reward_weight < 1 and not batch.has_context.any():
         log.warn("no completion of a batch has a privileged context: nothing to distil")
@@ -967,6 +999,8 @@ def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
     external = None
     if config.teacher == "external" and config.external_teacher == "larger":
         external, _ = base_model(config, "larger")
+    elif config.teacher == "external" and config.external_teacher != "adapted":
+        external = load_student(config, Path(config.external_teacher), student)
     elif config.teacher == "external":
         external = copy.deepcopy(student)
         settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "frozen"}
@@ -983,10 +1017,35 @@ def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
     )
 
 
+def load_student(config: TrainConfig, folder: Path, student: GPT) -> GPT:
+    """The trained model of a run's folder; with --init, any checkpoint of the same vocabulary."""
+    device, flag = pick_device(config.device), f"--external_teacher: {str(folder)!r}"
+    if config.init:
+        model, _ = minisd.load_hf(str(folder), device=device)
+    else:
+        try:
+            saved = torch.load(folder / "student.pt", map_location=device, weights_only=True)
+            model = GPT(GPTConfig(**saved["shape"])).to(device)
+            model.load_state_dict(saved["weights"])
+        except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+            raise ValueError(
+                f"{flag}; allowed: larger, adapted, or a folder with student.pt"
+            ) from None
+    if model.config.vocab_size != student.config.vocab_size:
+        raise ValueError(
+            f"{flag} has another vocabulary; allowed: {student.config.vocab_size} tokens"
+        )
+    return model
+
+
 def warm_start(config: TrainConfig, task: Task, student: GPT) -> None:
     """Supervised training on the context-conditioned, correct samples of the initial model."""
-    settings = METHODS["sft"].settings | {"steps": config.warm_start_steps, "reward_weight": 0.0}
-    supervised = dataclasses.replace(config, **settings | {"context": config.context})
+    settings = METHODS["sft"].settings | {
+        "steps": config.warm_start_steps,
+        "context": config.context,
+    }
+    settings |= dict.fromkeys(("reward_weight", "importance_cap", "kl_coef", "resample"), 0)
+    supervised = dataclasses.replace(config, **settings, warm_start_steps=0)
     post_train(supervised, task, student, Teacher("frozen", student), stage="warm start")
 
 
@@ -1022,17 +1081,14 @@ def start_up_checks(config: TrainConfig, task: Task, student: GPT) -> list[tuple
     checks = [
         ("KL of the student to itself is 0", kl < 1e-4, f"{kl:.1e} nats"),
         (
-            "first importance ratio is 1",
-            config.student_frac < 1 or ratio < limit,
-            f"off by {ratio:.1e}",
-        ),
-        (
             "every reference answer scores 1",
             min(graded) == 1,
             f"{sum(graded):.0f} of {len(graded)}",
         ),
         ("no privileged token in a student prompt", leaks == 0, f"{leaks} of {len(seen)} prompts"),
     ]
+    if config.student_frac == 1:
+        checks.append(("first importance ratio is 1", ratio < limit, f"off by {ratio:.1e}"))
     if config.init:  # a second, untrained model of that size would fill the memory for nothing
         return checks
     fresh = GPT(student.config, torch.Generator().manual_seed(0)).to(device)
@@ -1061,8 +1117,9 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     start = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
+    task = None if config.data else make_task(config)  # its errors come before the pretraining
     student, tokenizer, pretrain_s = initial_model(config)
-    task = make_task(config, tokenizer)
+    task = task or make_task(config, tokenizer)
     if config.init:
         check_fit(config, task, student.config.context_window)
     student.activation_checkpointing = config.activation_checkpointing
@@ -1072,9 +1129,9 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
         log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
         if not passed:
             raise RuntimeError(f"start-up check failed: {what} ({reading})")
+    before = evaluate_all(config, task, student, Teacher("live", student))  # before anything
     if config.warm_start_steps:
         warm_start(config, task, student)
-    unadapted = evaluate(config, task, student, "train", context=teaching_context(config))
     teacher = make_teacher(config, task, student)
     evaluations: dict[int, dict[str, Evaluation]] = {}
 
@@ -1089,15 +1146,15 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     post_train(config, task, student, teacher, log, on_evaluation=on_evaluation)
     train_s = time.perf_counter() - train_start
     save(config, student, tokenizer)
-    before, after = evaluations[0], evaluations[max(evaluations)]
+    after = evaluations[max(evaluations)]
     summary = {
         **{"method": config.method, "seed": config.seed, "steps": config.steps},
         **{"pretrain_s": pretrain_s, "train_s": train_s},
         "before": {split: before[split].means for split in task.splits},
         "after": {split: after[split].means for split in task.splits},
         "teacher_accuracy_frac": {
-            "unadapted": unadapted.means["accuracy_frac"],
-            "before": before["teacher"].means["accuracy_frac"],
+            "unadapted": before["teacher"].means["accuracy_frac"],
+            "before": evaluations[0]["teacher"].means["accuracy_frac"],
             "after": after["teacher"].means["accuracy_frac"],
         },
         "samples": samples(before, after),
@@ -1152,11 +1209,6 @@ def check_fit(config: TrainConfig, task: TextTask, context_window: int) -> None:
             )
 
 
-def teaching_context(config: TrainConfig) -> str:
-    """The context under which teachers are compared; `feedback` needs a student to judge."""
-    return "none" if config.context == "feedback" else config.context
-
-
 def run_settings(config: TrainConfig) -> dict:
     """What two runs must have in common to be the same run."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k != "out_dir"}
@@ -1172,7 +1224,7 @@ def finished_run(folder: Path, config: TrainConfig) -> dict | None:
     settings = run_settings(config)
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            found = json.loads((folder / "config.json").read_text())["settings"]
+            found = dict(json.loads((folder / "config.json").read_text())["settings"])
         except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(
                 f"--out_dir: {str(folder)!r} holds other files; allowed: an empty or new folder"
@@ -1180,9 +1232,10 @@ def finished_run(folder: Path, config: TrainConfig) -> dict | None:
         differing = [k for k in settings if found.get(k) != settings[k]]
         if differing:
             name = differing[0]
+            what = "a" if (folder / "summary.json").exists() else "an unfinished"
             raise ValueError(
-                f"--out_dir: {str(folder)!r} holds a run with --{name} {found.get(name)!r} instead "
-                f"of {settings[name]!r}; allowed: the same settings or another folder"
+                f"--out_dir: {str(folder)!r} holds {what} run with --{name} {found.get(name)!r} "
+                f"instead of {settings[name]!r}; allowed: the same settings or another folder"
             )
         if (folder / "summary.json").exists():
             return json.loads((folder / "summary.json").read_text())
@@ -1202,12 +1255,20 @@ def record() -> dict:
     )
     return {
         "git_commit": commit.stdout.strip() or "unknown",
+        "code": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+def code_version() -> str:
+    """A hash of the three files, to tell whether results are older than the code."""
+    files = (__file__, minisd.__file__, toy_tasks.__file__)
+    sources = [Path(name).read_bytes() for name in files]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 def write_json(path: Path, content) -> None:
@@ -1239,10 +1300,9 @@ def samples(before: dict, after: dict) -> list[dict[str, str | bool]]:
 
 def before_after_table(summary: dict) -> str:
     """The table at the end of a run."""
-    lines = [f"{'':15}{'accuracy':>16}{'markers':>16}{'direct':>16}{'tokens':>16}"]
-    shown = ("accuracy_frac", "markers_per_completion", "direct_frac", "completion_tokens")
+    lines = [" " * 15 + "".join(MEASURES[name][1].rjust(16) for name in SHOWN)]
     for split, means in summary["before"].items():
-        cells = (f"{means[name]:6.2f} -> {summary['after'][split][name]:5.2f}" for name in shown)
+        cells = (f"{means[name]:6.2f} -> {summary['after'][split][name]:5.2f}" for name in SHOWN)
         lines.append(f"{split:15}" + "".join(cell.rjust(16) for cell in cells))
     lines.append("accuracy, direct: fractions; markers, tokens: per completion; before -> after")
     return "\n".join(lines)
@@ -1290,20 +1350,14 @@ def draw_curves(path: Path, config: TrainConfig, rows: list[dict], summary: dict
     figure = Figure(figsize=(13, 9), layout="constrained")
     figure.suptitle(f"{config.method}, seed {config.seed}: {METHODS[config.method].source}")
     grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 0.75))
-    titles = {
-        "accuracy_frac": "accuracy (fraction)",
-        "markers_per_completion": "epistemic markers per completion",
-        "direct_frac": "share of direct answers (fraction)",
-        "completion_tokens": "completion length (tokens)",
-    }
-    for i, (name, title) in enumerate(titles.items()):
+    for i, name in enumerate(SHOWN):
         axes = figure.add_subplot(grid[i // 3, i % 3])
         for split in (*summary["before"], "teacher"):
             label = "teacher with context, train" if split == "teacher" else split
             style = ":" if split == "teacher" else "-"
             values = [e[split][name] for e in evaluations]
             axes.plot([e["step"] for e in evaluations], values, style, marker=".", label=label)
-        axes.set(title=title, ylim=(0, 1.02 if name.endswith("_frac") else None))
+        axes.set(title=MEASURES[name][0], ylim=(0, 1.02 if name.endswith("_frac") else None))
     figure.axes[0].legend(fontsize=8, framealpha=0.6)
     pairs = {
         "divergence on the student's completions (nats per token)": ("forward_kl", "reverse_kl"),
@@ -1355,68 +1409,86 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
 
     Every run has one thread, whatever the number of workers, so that the numbers do not depend on
     it. Base models are pretrained first, one per seed; `base` is each seed's model before training.
+    Raises ValueError before anything is run if the folder holds another comparison.
     """
     trained = [m for m in methods if m != "base"]
+    asked = {"seeds": seeds, "flags": flags, "compared": methods}
+    if found := finished_comparison(folder, asked):
+        return found
     configs = {
-        (m, seed): method_config(
+        (method, seed): method_config(
             flags
-            | {"method": m, "seed": seed, "threads": 1, "out_dir": str(folder / f"{m}-{seed}")}
+            | {"method": method, "seed": seed, "threads": 1}
+            | {"out_dir": str(folder / f"{method}-{seed}")}
         )
         for seed in seeds
-        for m in trained
+        for method in trained
     }
-    first = {seed: configs[trained[0], seed] for seed in seeds}
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=hide_bars) as pool:
-        list(progress(pool.map(pretrain_quietly, first.values()), "base models", len(first)))
-        done = progress(pool.map(run_quietly, configs.values()), "runs", len(configs))
-        summaries = dict(zip(configs, done))
+    for config in configs.values():
+        finished_run(config.folder, config)  # refuses foreign folders before hours are spent
+    first = [configs[trained[0], seed] for seed in seeds]
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
+        if not first[0].init:
+            list(progress(pool.map(pretrain_only, first), "base models", len(first)))
+        runs = pool.map(partial(run, quiet=True), configs.values())
+        summaries = dict(zip(configs, progress(runs, "runs", len(configs))))
     table = {}
     for method in methods:
         when = "before" if method == "base" else "after"
-        runs = [summaries[trained[0] if method == "base" else method, seed] for seed in seeds]
+        done = [summaries[trained[0] if method == "base" else method, seed] for seed in seeds]
         table[method] = {
-            split: {
-                name: mean_and_interval([r[when][split][name] for r in runs])
-                | {
-                    "change": mean_and_interval(
-                        [r[when][split][name] - r["before"][split][name] for r in runs]
-                    )
-                }
-                for name in MEASURES
-            }
-            for split in runs[0]["before"]
+            split: {name: over_seeds(done, when, split, name) for name in MEASURES}
+            for split in done[0]["before"]
         }
-    result = {"seeds": seeds, "flags": flags, "methods": table}
-    write_json(folder / "compare.json", result)
+    result = asked | {"methods": table}
     draw_comparison(folder / "compare.png", result)
+    write_json(folder / "compare.json", result)
     return result
 
 
-def hide_bars() -> None:
-    """In worker processes: their bars would be drawn over the common one."""
+def finished_comparison(folder: Path, asked: dict) -> dict | None:
+    """The result of this very comparison, if the folder has it. Raises ValueError for another."""
+    path = folder / "compare.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        differing = [name for name in asked if found[name] != asked[name]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--out_dir: {str(path)!r} is no comparison; allowed: another") from None
+    if differing:
+        raise ValueError(
+            f"--out_dir: {str(folder)!r} holds a comparison of {found['compared']} over seeds "
+            f"{found['seeds']} with flags {found['flags']}; allowed: the same or another folder"
+        )
+    return found
+
+
+def over_seeds(summaries: list[dict], when: str, split: str, name: str) -> dict:
+    """Mean and interval of a measure, and of its change since before training, seed by seed."""
+    values = [s[when][split][name] for s in summaries]
+    changes = [v - s["before"][split][name] for v, s in zip(values, summaries)]
+    return mean_and_interval(values) | {"change": mean_and_interval(changes)}
+
+
+def start_worker() -> None:
+    """In worker processes: one thread, and no bars, which would be drawn over the common one."""
+    torch.set_num_threads(1)
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
-def pretrain_quietly(config: TrainConfig) -> None:
-    """The base model of a run, in a process of its own."""
-    torch.set_num_threads(config.threads)
+def pretrain_only(config: TrainConfig) -> None:
+    """The base model into the cache; the weights themselves need not travel between processes."""
     base_model(config)
-
-
-def run_quietly(config: TrainConfig) -> dict:
-    """A run in a process of its own."""
-    return run(config, quiet=True)
 
 
 def comparison_table(result: dict) -> str:
     """Mean and 95 % interval of every method and split."""
-    shown = ("accuracy_frac", "markers_per_completion", "direct_frac", "completion_tokens")
-    headings = ("accuracy", "markers", "direct", "tokens")
-    lines = [f"{'':28}" + "".join(h.rjust(22) for h in headings)]
+    lines = [" " * 28 + "".join(MEASURES[name][1].rjust(22) for name in SHOWN)]
     for method, splits in result["methods"].items():
         for split, means in splits.items():
             cells = []
-            for name in shown:
+            for name in SHOWN:
                 m = means[name]
                 spread = "" if m["low"] is None else f" [{m['low']:.2f}, {m['high']:.2f}]"
                 cells.append(f"{m['mean']:.2f}{spread}".rjust(22))
@@ -1431,15 +1503,9 @@ def draw_comparison(path: Path, result: dict) -> None:
 
     figure = Figure(figsize=(13, 8), layout="constrained")
     figure.suptitle(f"mean and 95 % interval over seeds {', '.join(map(str, result['seeds']))}")
-    titles = {
-        "accuracy_frac": "accuracy (fraction)",
-        "markers_per_completion": "epistemic markers per completion",
-        "direct_frac": "share of direct answers (fraction)",
-        "completion_tokens": "completion length (tokens)",
-    }
     methods, splits = list(result["methods"]), list(next(iter(result["methods"].values())))
     width = 0.8 / len(methods)
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, titles.items()):
+    for axes, name in zip(figure.subplots(2, 2).flat, SHOWN):
         for i, method in enumerate(methods):
             values = [result["methods"][method][split][name] for split in splits]
             means = [v["mean"] for v in values]
@@ -1447,7 +1513,7 @@ def draw_comparison(path: Path, result: dict) -> None:
             x = [j + (i - (len(methods) - 1) / 2) * width for j in range(len(splits))]
             axes.bar(x, means, width * 0.92, yerr=half, capsize=3, label=method)
         axes.set_xticks(range(len(splits)), [f"{s} problems" for s in splits])
-        axes.set_title(title)
+        axes.set_title(MEASURES[name][0])
         axes.grid(axis="y", alpha=0.3)
         axes.set_ylim(0, 1.02 if name.endswith("_frac") else None)
     figure.axes[0].legend(ncols=2)
@@ -1472,10 +1538,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare", nargs="+", metavar="METHOD", help="methods, and base, to compare"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of --compare")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes of --compare"
-    )
+    parser.add_argument("--seeds", type=int, help="number of seeds of --compare (default: 3)")
+    parser.add_argument("--workers", type=int, help="processes of --compare (default: all cores)")
     parser.add_argument("--list_methods", action="store_true", help="print the method table")
     for f in dataclasses.fields(TrainConfig):
         loaded = CHECKPOINT_SETTINGS.get(f.name)
@@ -1518,12 +1582,17 @@ def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
         "ema": f"EMA, rate {c.teacher_update_rate:g}",
         "trust_region": f"trust region, rate {c.teacher_update_rate:g}",
         "snapshot": f"snapshot every {c.teacher_every} steps",
-        "external": {"larger": "larger model", "adapted": "adapted by reward"}[c.external_teacher],
+        "external": {"larger": "larger model", "adapted": "adapted by reward"}.get(
+            c.external_teacher, c.external_teacher
+        ),
     }.get(c.teacher, c.teacher)
     losses, credits = [], []
     if c.reward_weight < 1:
         share = f"{1 - c.reward_weight:g} " if c.reward_weight else ""
-        words = LOSSES[c.loss].format(w=f"{c.teacher_weight:g}", v=f"{1 - c.teacher_weight:g}")
+        words = LOSSES[c.loss].format(
+            **{"w": f"{c.teacher_weight:g}", "v": f"{1 - c.teacher_weight:g}", "clip": c.clip},
+            **{"k": c.top_k, "support": c.top_k_support, "tail": c.top_k_tail},
+        )
         after = f", after {c.warm_start_steps} steps of `sft`" if c.warm_start_steps else ""
         losses.append(share + words + (", correct ones only" if c.only_correct else "") + after)
         sequence = {"sequence_kl": f"sequence level, discount {c.discount:g}"}
@@ -1545,13 +1614,16 @@ def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = vars(make_parser().parse_args(arguments))
-    chosen = {name: flags.pop(name) for name in ("seeds", "workers")}
     methods = flags.pop("compare", None)
     try:
+        for name in ("method", "threads") if methods else ("seeds", "workers"):
+            if name in flags:
+                where = "without" if methods else "with"
+                raise ValueError(f"--{name}: {flags[name]!r}; allowed: only {where} --compare")
         if flags.pop("list_methods", False):
             print(method_table())
         elif methods:
-            main_compare(methods, flags, **chosen)
+            main_compare(methods, flags)
         else:
             main_run(method_config(flags))
     except (ValueError, OSError) as error:
@@ -1572,6 +1644,11 @@ def main_run(config: TrainConfig) -> None:
             f"{config.folder} already holds this run: its results are shown; to start over, delete "
             "that folder or name another --out_dir"
         )
+        if (
+            json.loads((config.folder / "config.json").read_text())["record"]["code"]
+            != code_version()
+        ):
+            print("NOTE: the code has changed since; these are the old results")
     print(f"\n{before_after_table(summary)}\n{in_words(summary)}\n\n{sample_lines(summary)}\n")
     weights = "checkpoint" if config.init else "student.pt"
     names = ("config.json", "metrics.jsonl", "curves.png", weights, "summary.json")
@@ -1582,8 +1659,9 @@ def main_run(config: TrainConfig) -> None:
     )
 
 
-def main_compare(methods: list[str], flags: dict, seeds: int, workers: int) -> None:
+def main_compare(methods: list[str], flags: dict) -> None:
     """Several methods and seeds in one table and picture."""
+    seeds, workers = flags.pop("seeds", 3), flags.pop("workers", os.cpu_count() or 1)
     for method in methods:
         if method not in (*METHODS, "base"):
             raise ValueError(f"--compare: {method!r}; allowed: base, {', '.join(METHODS)}")
@@ -1598,8 +1676,10 @@ def main_compare(methods: list[str], flags: dict, seeds: int, workers: int) -> N
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
     first = flags.pop("seed", 0)
-    flags.pop("method", None)
+    known = (folder / "compare.json").exists()
     result = compare(methods, flags, list(range(first, first + seeds)), folder, workers)
+    if known:
+        print(f"{folder} already holds this comparison; to start over, name another --out_dir")
     print(f"\n{comparison_table(result)}\n")
     print(f"written: {folder / 'compare.json'}, {folder / 'compare.png'}, and a folder per run")
 

@@ -18,8 +18,8 @@ from minisd import Teacher
 from train_gpt import METHODS, TrainConfig, method_config
 
 ROOT = Path(__file__).parent.parent
-# A world that is learned in seconds: two operations at most, no products.
-EASY_WORLD = "operators=+-,max_operations=2"
+# A world that is learned in seconds: one or two sums.
+EASY_WORLD = "operators=+,max_operations=2,direct_slope=0.5"
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,12 @@ def cache_dir(tmp_path_factory) -> str:
 def easy_config(cache_dir, method="sdpo", **flags) -> TrainConfig:
     """A run of seconds on a base model that has learned the easy world."""
     flags = {"steps": 20, "batch_size": 64, "eval_problems": 64, "eval_every": 20} | flags
-    flags = {"pretrain_steps": 500, "adapt_steps": 10, "learning_rate": 1e-3} | flags
+    flags = {
+        "max_new_tokens": 24,
+        "pretrain_steps": 150,
+        "adapt_steps": 10,
+        "learning_rate": 1e-3,
+    } | flags
     if METHODS[method].settings.get("warm_start_steps"):
         flags = {"warm_start_steps": 5} | flags
     shared = {"method": method, "world": EASY_WORLD, "cache_dir": cache_dir, "train_problems": 16}
@@ -59,28 +64,39 @@ def command(*arguments, cwd):
 
 # Learning -----------------------------------------------------------------------------------------
 
-CHANGES = {  # method: what must move on the training problems, and by how much at least
+CHANGES = {  # method: what must rise on the training problems, and by how much at least
     **dict.fromkeys(("sft", "seq_kd", "opsd", "sdpo", "sdft"), ("direct_frac", 0.15)),
     **dict.fromkeys(("sequence_kl", "rlvr_teacher", "sft_then_sdpo"), ("direct_frac", 0.15)),
     **dict.fromkeys(("grpo", "dr_grpo", "dapo", "sdpo_grpo"), ("accuracy_frac", 0.05)),
-    **dict.fromkeys(("gkd", "opd"), ("agreement", 0.0)),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHANGES)
 def test_every_method_changes_what_it_should(method, cache_dir, tmp_path):
     """Catches a row of the table whose settings do not reach the loss, or push the wrong way."""
     config = easy_config(cache_dir, method, out_dir=str(tmp_path / "run"))
     summary = train_gpt.run(config, quiet=True)
     measure, margin = CHANGES[method]
-    if measure == "agreement":  # towards a larger teacher: the student's behaviour need not change
-        rows = read_metrics(tmp_path / "run")
-        kl = [row["forward_kl"] for row in rows if row["kind"] == "step"]
-        assert sum(kl[-2:]) < 0.8 * sum(kl[:2]), kl
-    else:
-        change = summary["after"]["train"][measure] - summary["before"]["train"][measure]
-        assert change > margin, summary
+    change = summary["after"]["train"][measure] - summary["before"]["train"][measure]
+    assert change > margin, summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gkd", "opd"])
+def test_a_larger_teacher_is_approached(method, cache_dir):
+    """Catches distillation that does not see the larger teacher, or moves away from it."""
+    config = easy_config(cache_dir, method, steps=40)
+    student, _ = train_gpt.base_model(config)
+    task = train_gpt.make_task(config)
+    teacher = train_gpt.make_teacher(config, task, student)
+    fixed = easy_config(cache_dir, "gkd", student_frac=0.0, batch_size=512, loss="forward_kl")
+    rng, generator = random.Random(0), torch.Generator()
+    batch = train_gpt.collect(*(fixed, task, student, teacher, rng, generator), groups=64)
+    before, _ = train_gpt.batch_loss(fixed, student, teacher, None, batch)
+    train_gpt.post_train(config, task, student, teacher)
+    after, _ = train_gpt.batch_loss(fixed, student, teacher, None, batch)
+    assert after.item() < 0.8 * before.item()
 
 
 @pytest.mark.slow
@@ -111,7 +127,8 @@ def rollouts(config, **options):
 @pytest.mark.parametrize("context", [c for c in toy_tasks.CONTEXTS if c != "none"])
 def test_no_privileged_token_is_ever_in_a_student_prompt(context, cache_dir, tmp_path):
     """Catches the leak of a hint to the student, under which every method looks wonderful."""
-    config = quick_config(cache_dir, tmp_path, context=context, rules="3")
+    rules = {"rules": "3"} if context == "rule" else {}
+    config = quick_config(cache_dir, tmp_path, context=context, **rules)
     task, _, _, batch = rollouts(config)
     for ids, hinted, example in zip(
         batch.prompts.ids.tolist(), batch.teacher_prompts.ids.tolist(), batch.examples
@@ -200,7 +217,7 @@ OPTION_EFFECTS = [
     ("rlvr_teacher", {}, {"adapt_steps": 1}),
     ("rlvr_teacher", {}, {"external_teacher": "larger"}),
     ("sft_then_sdpo", {}, {"warm_start_steps": 1}),
-    ("sdpo", {}, {"train_operators": "+"}),
+    ("sdpo", {"world": "max_operations=2"}, {"train_operators": "+"}),
     ("sdpo", {}, {"train_problems": 0}),
     ("sdpo", {}, {"seed": 5}),
     ("sdpo", {}, {"group_size": 2}),
@@ -274,7 +291,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not(cache_dir, t
 
 def test_the_cached_base_model_is_never_stale(cache_dir, tmp_path, monkeypatch):
     """Catches a cache key that forgets something on which the weights depend."""
-    config = quick_config(cache_dir, tmp_path, cache_dir=str(tmp_path / "cache"))
+    config = quick_config(str(tmp_path / "cache"), tmp_path)
     for change in (
         {}, {"seed": 1}, {"pretrain_steps": 3}, {"world": EASY_WORLD + ",slip_rate=0"}
     ):  # fmt: skip
@@ -290,13 +307,35 @@ def test_the_cached_base_model_is_never_stale(cache_dir, tmp_path, monkeypatch):
 
 def test_a_damaged_base_model_is_named(cache_dir, tmp_path):
     """Catches a traceback from half a file."""
-    config = quick_config(cache_dir, tmp_path, cache_dir=str(tmp_path / "cache"))
+    config = quick_config(str(tmp_path / "cache"), tmp_path)
     train_gpt.base_model(config)
     (path,) = (tmp_path / "cache").iterdir()
     for content in (b"", b"no model", path.read_bytes()[:5000]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"--cache_dir: .*{path.name}' is damaged"):
             train_gpt.base_model(config)
+
+
+def test_before_is_the_untouched_base_model(cache_dir, tmp_path):
+    """Catches a comparison whose `base` has already been through a warm start."""
+    runs = []
+    for method in ("sdpo", "sft_then_sdpo"):
+        flags = {"warm_start_steps": 3} if method != "sdpo" else {}
+        config = quick_config(cache_dir, tmp_path, method, out_dir=str(tmp_path / method), **flags)
+        runs.append(train_gpt.run(config, quiet=True))
+    assert runs[0]["before"] == runs[1]["before"]
+
+
+def test_an_external_teacher_is_the_checkpoint_that_is_named(cache_dir, tmp_path):
+    """Catches a teacher that is another model than the one asked for."""
+    train_gpt.run(quick_config(cache_dir, tmp_path, out_dir=str(tmp_path / "a")), quiet=True)
+    flags = {"teacher": "external", "external_teacher": str(tmp_path / "a")}
+    config = quick_config(cache_dir, tmp_path, out_dir=str(tmp_path / "b"), **flags)
+    student, _ = train_gpt.base_model(config)
+    teacher = train_gpt.make_teacher(config, train_gpt.make_task(config), student)
+    saved = torch.load(tmp_path / "a" / "student.pt", weights_only=True)["weights"]
+    assert torch.equal(teacher.model.head.weight, saved["head.weight"])
+    assert not torch.equal(student.head.weight, saved["head.weight"])
 
 
 def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path):
@@ -315,6 +354,11 @@ def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path):
     cell = result["methods"]["sdpo"]["fresh"]["completion_tokens"]
     assert cell["mean"] == pytest.approx(sum(values) / 2) and cell["n"] == 2
     assert set(result["methods"]) == {"base", "sdpo"}
+    written = (folder / "compare.png").stat().st_mtime_ns
+    again = train_gpt.compare(["base", "sdpo"], {k: flags[k] for k in keep}, [3, 4], folder, 1)
+    assert again == result and (folder / "compare.png").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="holds a comparison"):
+        train_gpt.compare(["base", "sdpo"], {k: flags[k] for k in keep}, [3], folder, 1)
 
 
 def test_interval_is_student_t_over_the_values():
@@ -340,6 +384,26 @@ BAD = [
     (["--world", "persona=1"], "--world", "persona_rate"),
     (["--world", "persona_rate=2"], "persona_rate", "0 to 1"),
     (["--rules", "12"], "--rules", "digits"),
+    (["--rules", "3"], "--context", "rule"),
+    (["--context", "rule", "--rules", ","], "--rules", "numbers"),
+    (["--world", "operators=+-", "--train_operators", "*"], "--train_operators", "+ -"),
+    (["--train_problems", "100000000000"], "--train_problems", "0 to"),
+    (["--loss", "sampled_token", "--student_frac", "0.5"], "--student_frac", "1 with"),
+    (["--loss", "sequence_kl", "--temperature", "2"], "--temperature", "1 with"),
+    (["--student_frac", "0.02"], "--student_frac", "1/16"),
+    (["--loss", "top_k_reverse_kl", "--top_k", "100"], "--top_k", "1 to 31"),
+    (["--method", "rlvr_teacher", "--group_size", "1"], "--group_size", "2 or more"),
+    (["--method", "rlvr_teacher", "--context", "feedback"], "--context", "own completions"),
+    (["--method", "sft_then_sdpo", "--context", "sibling"], "--context", "own completions"),
+    (
+        ["--teacher", "external", "--external_teacher", "nowhere"],
+        "--external_teacher",
+        "student.pt",
+    ),
+    (["--seed", "99999999999999999999"], "--seed", "2^63"),
+    (["--device", "cpu:x"], "--device", "cuda:0"),
+    (["--seeds", "5"], "--seeds", "with --compare"),
+    (["--compare", "sdpo", "--threads", "2"], "--threads", "without --compare"),
     (["--context", "none"], "--context", "zero by construction"),
     (["--method", "grpo", "--group_size", "1"], "--group_size", "2 or more"),
     (
@@ -365,7 +429,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1 and named in error and allowed in error
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out" / "sdpo-0").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
