@@ -520,7 +520,6 @@ def test_the_library_needs_neither_the_toy_nor_more_than_torch():
         "transformers",
         "safetensors",
         "matplotlib",
-        "tqdm",
     }
 
 
