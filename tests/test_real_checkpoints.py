@@ -28,11 +28,11 @@ QWEN3 = {
 
 
 def lines(count: int = 24) -> list[dict]:
-    """Problems in GSM8K's form."""
+    """Problems in GSM8K's form, with dollars that a plot would read as broken mathematics."""
     rng, rows = random.Random(0), []
     for _ in range(count):
         a, b = rng.randint(2, 90), rng.randint(2, 9)
-        question = f"A box of {a} pens costs $12. How many pens are in {b} boxes?"
+        question = f"A box of {a} pens costs $12, \\cheap, not $15. How many pens are in {b} boxes?"
         solution = f"Each box holds {a} pens.\nSo there are {b}*{a} = <<{b}*{a}={a * b}>>{a * b}."
         rows.append({"question": question, "answer": f"{solution}\n#### {a * b}"})
     return rows
@@ -231,7 +231,8 @@ def test_text_prompts_differ_in_the_context_alone(tokenizer):
         for c in ("", context)
     )
     assert "Add one." in context and "Add one." not in student
-    assert teacher.replace(context, "") == student and student.startswith("<|im_start|>user")
+    assert teacher.replace(context, "") == student
+    assert student.startswith("<|im_start|>user") and teacher.startswith("<|im_start|>user")
     assert task.decode([*task.encode("It is 3."), task.end_id, task.pad_id]) == "It is 3."
 
 
@@ -442,6 +443,21 @@ def test_small_steps_are_not_lost_in_bfloat16(checkpoint, tmp_path):
         assert ((model.blocks[0].mlp.down.weight - before) != 0).float().mean() > 0.5
 
 
+def test_the_cache_is_in_bfloat16_with_the_computation(checkpoint, tmp_path, monkeypatch):
+    """Catches keys and values in float32, which take twice the memory of all else in sampling."""
+    config = text_config(checkpoint, tmp_path, dtype="bfloat16", eval_problems=2)
+    student, tokenizer, _ = train_gpt.initial_model(config)
+    seen, append = [], minisd.KVCache.append
+
+    def spy(cache, *arguments):
+        seen.append(cache.keys.dtype)
+        return append(cache, *arguments)
+
+    monkeypatch.setattr(minisd.KVCache, "append", spy)
+    train_gpt.evaluate(config, train_gpt.make_task(config, tokenizer), student, "fresh")
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
     """Catches a copy of the weights for a teacher that the loss does not use."""
     config = text_config(checkpoint, tmp_path, "dapo")
@@ -471,7 +487,7 @@ def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
         ({"context": "rule"}, "context rule: 'A box of"),
         ({"context": "feedback"}, "has no feedback"),
         ({"max_new_tokens": "390"}, "allowed: 400, the model's context window"),
-        ({"data": "short.jsonl"}, "split train: none of the 1 problems"),
+        ({"data": "short.jsonl"}, ": none of the 1 problems"),
         ({"data": "broken.jsonl"}, "broken.jsonl line 2: not JSON"),
         ({"compare": "sdpo"}, "--compare: not with --init or --data"),
     ],
