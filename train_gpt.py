@@ -456,9 +456,11 @@ def initial_model(config: TrainConfig) -> tuple[GPT, Any, float]:
     """The model that training starts from, its tokenizer (None in the toy), pretraining seconds."""
     if config.init:
         student, tokenizer = minisd.load_hf(config.init, device=pick_device(config.device))
-        return student, tokenizer, 0.0
-    student, pretrain_s = base_model(config)
-    return student, None, pretrain_s
+        pretrain_s = 0.0
+    else:
+        (student, pretrain_s), tokenizer = base_model(config), None
+    student.activation_checkpointing = config.activation_checkpointing
+    return student, tokenizer, pretrain_s
 
 
 def precision(config: TrainConfig, device: torch.device):
@@ -1065,7 +1067,6 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     task = make_task(config, tokenizer)
     if config.init:
         check_fit(config, task, student.config.context_window)
-    student.activation_checkpointing = config.activation_checkpointing
     claim_folder(folder, config)
     log = Log(folder, quiet)
     for what, passed, reading in start_up_checks(config, task, student):

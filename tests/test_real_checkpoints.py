@@ -421,7 +421,7 @@ def test_options_of_checkpoints_change_what_they_should(change, same_weights, ch
     for flags in ({}, change):
         config = text_config(checkpoint, tmp_path, learning_rate=1e-3, **flags)
         student, tokenizer, _ = train_gpt.initial_model(config)
-        student.activation_checkpointing = config.activation_checkpointing
+        assert student.activation_checkpointing == config.activation_checkpointing
         task = train_gpt.make_task(config, tokenizer)
         train_gpt.post_train(config, task, student, train_gpt.make_teacher(config, task, student))
         assert all(p.dtype == torch.float32 for p in student.parameters())
