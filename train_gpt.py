@@ -439,7 +439,7 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
         try:
             saved = torch.load(path, map_location=device, weights_only=True)
             model.load_state_dict(saved["weights"])
-        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
+        except (RuntimeError, KeyError, OSError, EOFError, pickle.UnpicklingError):
             raise ValueError(f"--cache_dir: {str(path)!r} is damaged; delete that file") from None
         return model, saved["pretrain_s"]
     start = time.perf_counter()
@@ -971,12 +971,10 @@ def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
         external, _ = base_model(config, "larger")
     elif config.teacher == "external":
         external = copy.deepcopy(student)
-        settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "frozen"}
+        settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "live"}
         adapting = dataclasses.replace(config, **settings)
-        frozen = Teacher("frozen", external)
-        post_train(
-            adapting, task, external, frozen, show_context=True, stage="adapting the teacher"
-        )
+        live = Teacher("live", external)  # without a second copy: rewards alone teach here
+        post_train(adapting, task, external, live, show_context=True, stage="adapting the teacher")
     return Teacher(
         *(config.teacher, student),
         update_rate=config.teacher_update_rate,
