@@ -182,8 +182,7 @@ class Attention(nn.Module):
         q, k, v = heads.split(self.heads, dim=1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        # Under autocast, norm and rotation give float32 and v is bfloat16; else this does nothing.
-        q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
+        q, k = rotate(q, *rope), rotate(k, *rope)
         bias = None
         if cache is not None:
             k, v = cache.append(layer, k, v)

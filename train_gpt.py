@@ -462,7 +462,7 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
         try:
             saved = torch.load(path, map_location=device, weights_only=True)
             model.load_state_dict(saved["weights"])
-        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError):
+        except (RuntimeError, KeyError, OSError, EOFError, pickle.UnpicklingError):
             raise ValueError(f"--cache_dir: {str(path)!r} is damaged; delete that file") from None
         return model, saved["pretrain_s"]
     path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
@@ -479,9 +479,11 @@ def initial_model(config: TrainConfig) -> tuple[GPT, Any, float]:
     """The model that training starts from, its tokenizer (None in the toy), pretraining seconds."""
     if config.init:
         student, tokenizer = minisd.load_hf(config.init, device=pick_device(config.device))
-        return student, tokenizer, 0.0
-    student, pretrain_s = base_model(config)
-    return student, None, pretrain_s
+        pretrain_s = 0.0
+    else:
+        (student, pretrain_s), tokenizer = base_model(config), None
+    student.activation_checkpointing = config.activation_checkpointing
+    return student, tokenizer, pretrain_s
 
 
 def precision(config: TrainConfig, device: torch.device):
@@ -1003,12 +1005,10 @@ def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
         external = load_student(config, Path(config.external_teacher), student)
     elif config.teacher == "external":
         external = copy.deepcopy(student)
-        settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "frozen"}
+        settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "live"}
         adapting = dataclasses.replace(config, **settings)
-        frozen = Teacher("frozen", external)
-        post_train(
-            adapting, task, external, frozen, show_context=True, stage="adapting the teacher"
-        )
+        live = Teacher("live", external)  # without a second copy: rewards alone teach here
+        post_train(adapting, task, external, live, show_context=True, stage="adapting the teacher")
     return Teacher(
         *(config.teacher, student),
         update_rate=config.teacher_update_rate,
@@ -1122,7 +1122,6 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     task = task or make_task(config, tokenizer)
     if config.init:
         check_fit(config, task, student.config.context_window)
-    student.activation_checkpointing = config.activation_checkpointing
     claim_folder(folder, config)
     log = Log(folder, quiet)
     for what, passed, reading in start_up_checks(config, task, student):

@@ -289,7 +289,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not(cache_dir, t
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_the_cached_base_model_is_never_stale(cache_dir, tmp_path, monkeypatch):
+def test_the_cached_base_model_is_never_stale(tmp_path, monkeypatch):
     """Catches a cache key that forgets something on which the weights depend."""
     config = quick_config(str(tmp_path / "cache"), tmp_path)
     for change in (
@@ -305,7 +305,7 @@ def test_the_cached_base_model_is_never_stale(cache_dir, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 7
 
 
-def test_a_damaged_base_model_is_named(cache_dir, tmp_path):
+def test_a_damaged_base_model_is_named(tmp_path):
     """Catches a traceback from half a file."""
     config = quick_config(str(tmp_path / "cache"), tmp_path)
     train_gpt.base_model(config)
