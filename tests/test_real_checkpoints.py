@@ -475,7 +475,7 @@ def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
     [
         ({"init": None}, "--data: 'DATA'; allowed: only with --init"),
         ({"data": None}, "--init: 'INIT'; allowed: only with --data"),
-        ({"data": "missing.jsonl"}, "--data: 'missing.jsonl' is no file"),
+        ({"data": "missing.jsonl"}, "--data: 'missing.jsonl'; allowed: a JSONL file"),
         ({"init": "empty"}, "config.json"),
         ({"reward": "number"}, "--reward: 'number'; allowed: last_number, boxed, exact"),
         ({"dtype": "float16"}, "--dtype: 'float16'; allowed: float32, bfloat16"),
@@ -483,7 +483,7 @@ def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
         ({"chunk_tokens": "-1"}, "--chunk_tokens: -1; allowed: 0 or more"),
         ({"world": "persona_rate=0"}, "--world: 'persona_rate=0'; allowed: '' with --init"),
         ({"rules": "3"}, "--rules: '3'; allowed: '' with --init"),
-        ({"method": "opd"}, "--external_teacher: 'larger'; allowed: adapted with --init"),
+        ({"method": "opd"}, "--external_teacher: 'larger'; allowed: adapted, or a checkpoint"),
         ({"context": "rule"}, "context rule: 'A box of"),
         ({"context": "feedback"}, "has no feedback"),
         ({"max_new_tokens": "390"}, "allowed: 400, the model's context window"),

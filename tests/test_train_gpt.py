@@ -514,13 +514,7 @@ def test_the_library_needs_neither_the_toy_nor_more_than_torch():
     code = "import sys, minisd; print(*{m.split('.')[0] for m in sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     loaded = set(out.stdout.split())
-    assert not loaded & {
-        "toy_tasks",
-        "train_gpt",
-        "transformers",
-        "safetensors",
-        "matplotlib",
-    }
+    assert not loaded & {"toy_tasks", "train_gpt", "transformers", "safetensors", "matplotlib"}
 
 
 def test_no_public_name_of_the_library_is_undocumented():
