@@ -39,7 +39,8 @@ Log-probabilities, divergences, losses and entropies are in nats. p is the stude
 Where this differs from the papers
  1. sdpo: the context is the worked solution, the setting that [15] examines and whose cost [1]
     table 6 reports; [1] by default shows a successful sibling, else feedback (`--context sibling`).
-    The divergence is over the whole vocabulary: with so few tokens no top k is needed.
+    Divergence and teacher rate are those of its section 4 (rich feedback), not of section 3; the
+    divergence is over the whole vocabulary: with so few tokens no top k is needed.
  2. opsd: without the clip of v3 (`--loss clipped_forward_kl` has it); a completion may be as long
     as it likes, since here all are short.
  3. sdft: the demonstration is a successful completion of the student's own group, not an expert's.
@@ -49,7 +50,9 @@ Where this differs from the papers
  6. grpo: one update per batch by default, so that the clip never acts; `--updates_per_batch`.
     dapo has neither overlong shaping nor an unlimited number of resampling rounds.
  7. sdpo_grpo weighs two losses, which equals the weighted advantages of [1] for one update a batch.
- 8. rlvr_teacher: reward adapts the base model itself with the context in its prompt, for as many
+ 8. sequence_kl divides by a constant: a mean over tokens would change with the sampled lengths.
+ 9. sft_then_sdpo: the supervised samples are those of `sft`; [10] does not say how many it takes.
+10. rlvr_teacher: reward adapts the base model itself with the context in its prompt, for as many
     steps as --adapt_steps says; [10] takes a public checkpoint that was trained with rewards.
 
 References: [1] SDPO arXiv:2601.20802. [2] OPSD arXiv:2601.18734. [3] GRPO arXiv:2402.03300.
