@@ -86,7 +86,7 @@ def test_every_method_changes_what_it_should(method, cache_dir, tmp_path):
 @pytest.mark.parametrize("method", ["gkd", "opd"])
 def test_a_larger_teacher_is_approached(method, cache_dir):
     """Catches distillation that does not see the larger teacher, or moves away from it."""
-    config = easy_config(cache_dir, method, steps=40)
+    config = easy_config(cache_dir, method, steps=40, pretrain_steps=60)
     student, _ = train_gpt.base_model(config)
     task = train_gpt.make_task(config)
     teacher = train_gpt.make_teacher(config, task, student)
@@ -96,7 +96,7 @@ def test_a_larger_teacher_is_approached(method, cache_dir):
     before, _ = train_gpt.batch_loss(fixed, student, teacher, None, batch)
     train_gpt.post_train(config, task, student, teacher)
     after, _ = train_gpt.batch_loss(fixed, student, teacher, None, batch)
-    assert after.item() < 0.8 * before.item()
+    assert after.item() < 0.9 * before.item()
 
 
 @pytest.mark.slow
