@@ -24,6 +24,7 @@ import platform
 import random
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 import zlib
@@ -1633,9 +1634,10 @@ def main(arguments: list[str] | None = None) -> None:
 def main_run(config: TrainConfig) -> None:
     """One run, with everything that a person sees of it."""
     pick_device(config.device)
-    known = (config.folder / "summary.json").exists()
+    known = finished_run(config.folder, config) is not None  # refuses a foreign folder
     if not known:
-        print(json.dumps(dataclasses.asdict(config)))
+        settings = (f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
+        print(textwrap.fill(" ".join(settings), 100, break_long_words=False))
         print(UNITS)
     summary = run(config)
     if known:
@@ -1643,10 +1645,8 @@ def main_run(config: TrainConfig) -> None:
             f"{config.folder} already holds this run: its results are shown; to start over, delete "
             "that folder or name another --out_dir"
         )
-        if (
-            json.loads((config.folder / "config.json").read_text())["record"]["code"]
-            != code_version()
-        ):
+        stored = json.loads((config.folder / "config.json").read_text())["record"]
+        if stored["code"] != code_version():
             print("NOTE: the code has changed since; these are the old results")
     print(f"\n{before_after_table(summary)}\n{in_words(summary)}\n\n{sample_lines(summary)}\n")
     weights = "checkpoint" if config.init else "student.pt"

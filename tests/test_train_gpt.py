@@ -494,6 +494,7 @@ def test_a_whole_run_from_the_command_line(cache_dir, tmp_path):
     assert again.returncode == 0 and "already holds this run" in again.stdout
     other = command(*flags, "--learning_rate", "0.1", cwd=tmp_path)
     assert other.returncode == 2 and other.stderr.count("\n") == 1
+    assert not other.stdout
 
 
 def test_the_readme_has_the_method_table_that_the_code_prints():
