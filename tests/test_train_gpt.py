@@ -289,6 +289,21 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not(cache_dir, t
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_sampling_follows_the_seed_and_nothing_else(cache_dir, tmp_path):
+    """Catches completions that are the same for every seed: intervals over nothing."""
+    config = quick_config(
+        cache_dir, tmp_path, train_problems=1
+    )  # one problem: no choice but sampling
+    task, weights = train_gpt.make_task(config), []
+    for seed in (1, 1, 2):
+        student, _ = train_gpt.base_model(config)
+        train_gpt.post_train(
+            dataclasses.replace(config, seed=seed), task, student, Teacher("frozen", student)
+        )
+        weights.append(student.head.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
 def test_the_cached_base_model_is_never_stale(tmp_path, monkeypatch):
     """Catches a cache key that forgets something on which the weights depend."""
     config = quick_config(str(tmp_path / "cache"), tmp_path)
