@@ -224,13 +224,13 @@ class TrainConfig:
             self.require(on_policy, "student_frac", "1 with rewards")
         for name in ("importance_cap", "kl_coef", "resample"):
             self.require(on_policy or not getattr(self, name), name, "0 unless the student samples")
-        if self.teacher == "external" and self.external_teacher == "adapted":
+        adapted = self.teacher == "external" and self.external_teacher == "adapted"
+        if adapted:
             self.require(self.group_size >= 2, "group_size", "2 or more to adapt a teacher")
             self.require(on_policy, "student_frac", "1 with an adapted teacher")
         attempt_free = self.context not in ("sibling", "feedback")
         needs = "one that does not need the student's own completions"
         others_write = not on_policy and self.off_policy == "teacher"
-        adapted = self.teacher == "external" and self.external_teacher == "adapted"
         warm = self.warm_start_steps > 0
         self.require(attempt_free or not (others_write or adapted or warm), "context", needs)
         if distils:
@@ -309,6 +309,7 @@ class Method:
 
 
 SELF_TEACHER = {"teacher": "frozen", "context": "solution"}
+EMA_TEACHER = {"teacher": "ema", "teacher_update_rate": 0.01, "context": "solution"}
 OFF_POLICY = {"student_frac": 0.0, "off_policy": "teacher", "loss": "imitation"}
 POLICY_GRADIENT = {"reward_weight": 1.0}
 
@@ -331,18 +332,9 @@ METHODS = {
         "Zhao et al. 2601.18734 v3",
         SELF_TEACHER | {"loss": "forward_kl", "reduction": "sequence_mean"},
     ),
-    "sdpo": Method(
-        "Huebotter et al. 2601.20802",
-        {
-            "teacher": "ema",
-            "teacher_update_rate": 0.01,
-            "context": "solution",
-            "loss": "reverse_kl",
-        },
-    ),
+    "sdpo": Method("Huebotter et al. 2601.20802", EMA_TEACHER | {"loss": "reverse_kl"}),
     "sdft": Method(
-        "Shenfeld et al. 2601.19897",
-        {"teacher": "ema", "teacher_update_rate": 0.01, "context": "sibling", "loss": "reverse_kl"},
+        "Shenfeld et al. 2601.19897", EMA_TEACHER | {"context": "sibling", "loss": "reverse_kl"}
     ),
     "sequence_kl": Method(
         "Fu et al. 2603.25562",
@@ -357,21 +349,14 @@ METHODS = {
     "dapo": Method("Yu et al. 2503.14476", POLICY_GRADIENT | {"clip_high": 0.28, "resample": 2}),
     "sdpo_grpo": Method(
         "Huebotter et al. 2601.20802, hybrid",
-        {"teacher": "ema", "teacher_update_rate": 0.01, "loss": "reverse_kl"}
-        | {"reward_weight": 0.9, "advantage": "mean"},
+        EMA_TEACHER | {"loss": "reverse_kl", "reward_weight": 0.9, "advantage": "mean"},
     ),
     "rlvr_teacher": Method(
         "Zhu et al. 2605.11182",
         {"teacher": "external", "external_teacher": "adapted", "loss": "reverse_kl"},
     ),
     "sft_then_sdpo": Method(
-        "Zhu et al. 2605.11182",
-        {
-            "teacher": "ema",
-            "teacher_update_rate": 0.01,
-            "loss": "reverse_kl",
-            "warm_start_steps": 50,
-        },
+        "Zhu et al. 2605.11182", EMA_TEACHER | {"loss": "reverse_kl", "warm_start_steps": 50}
     ),
 }
 
@@ -1428,8 +1413,7 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
         finished_run(config.folder, config)  # refuses foreign folders before hours are spent
     first = [configs[trained[0], seed] for seed in seeds]
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
-        if not first[0].init:
-            list(progress(pool.map(pretrain_only, first), "base models", len(first)))
+        list(progress(pool.map(pretrain_only, first), "base models", len(first)))
         runs = pool.map(partial(run, quiet=True), configs.values())
         summaries = dict(zip(configs, progress(runs, "runs", len(configs))))
     table = {}

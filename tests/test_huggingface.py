@@ -421,7 +421,8 @@ def test_tensors_that_do_not_fit_are_named(folder, case):
 def test_early_llama_buffers_are_no_surplus(folder):
     """Catches a refusal of Llama 2 conversions that stored their rotary frequencies."""
     edit_weights(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8))
-    minisd.load_hf(folder)
+    model, _ = minisd.load_hf(folder)
+    assert not any("inv_freq" in name for name in model.state_dict())
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "empty"])
