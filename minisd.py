@@ -568,6 +568,28 @@ def masked_mean(
     return weighted_sum(values, token_weights(mask, reduction, max_tokens))
 
 
+TOKEN_PARTS = ("first", "last", "spread")
+
+
+def token_part(mask: Tensor, share: float, part: str) -> Tensor:
+    """The first, last or evenly spread `share` (0-1, rounded up) of each row's tokens, (B, T) bool.
+
+    The tokens of mask (B, T) must stand together. Share 1 gives the mask itself.
+    """
+    rank, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)  # of a token in its row; (B, 1)
+    # Rounded, since 0.3 * 10 in float32 is a little above 3.
+    kept = (length * share).round(decimals=4).ceil()
+    if part == "first":
+        inside = rank < kept
+    elif part == "last":
+        inside = rank >= length - kept
+    elif part == "spread":
+        inside = (rank * kept) % length.clamp(min=1) < kept
+    else:
+        raise ValueError(f"token_part: {part!r}; allowed: {', '.join(TOKEN_PARTS)}")
+    return mask & inside
+
+
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     """Sum of values times `token_weights`, (B, T) each; where the weight is 0 no value matters."""
     return (values.masked_fill(weights == 0, 0.0) * weights.to(values.dtype)).sum()

@@ -212,8 +212,11 @@ def draw_problem(rng: random.Random, operators: str, operations: range) -> Probl
 SPLITS = ("train", "fresh", "longer", "new_operators")
 
 
-def draw_split(rng: random.Random, world: World, split: str, operators: str = "") -> Problem:
-    """One problem of a split; `operators` are those of post-training (default: all of the world).
+def draw_split(
+    rng: random.Random, world: World, split: str, operators: str = "", operations: int = 0
+) -> Problem:
+    """One problem of a split. operators and operations (their number) are those of post-training;
+    default: all of the world.
 
     train: never a fresh problem. fresh: same distribution, none of them in any training pool.
     longer: one or two more operations than any document of the world. new_operators: fresh, with
@@ -225,7 +228,7 @@ def draw_split(rng: random.Random, world: World, split: str, operators: str = ""
         raise ValueError(f"split new_operators: training already uses all of {world.operators!r}")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r}; allowed: {', '.join(SPLITS)}")
-    lengths = range(1, world.max_operations + 1)
+    lengths = range(operations or 1, (operations or world.max_operations) + 1)
     if split == "longer":
         lengths = range(world.max_operations + 1, world.max_operations + 3)
     while True:
@@ -403,23 +406,24 @@ class Example:
 class ToyTask:
     """Examples of every split with their prompts, contexts, references and grades.
 
-    pool_size: number of different training problems (0: endless). operators: those of training
-    (default: all of the world). rules: one of these is drawn for every example and counts as part
-    of the answer; empty: none.
+    pool_size: number of different training problems (0: endless). operators, operations: those of
+    training (default: all of the world). rules: one of these is drawn for every example and counts
+    as part of the answer; empty: none.
     """
 
     pad_id, end_id = PAD_ID, END_ID
 
-    def __init__(self, world: World, *, pool_size=0, operators="", rules=(), seed=0):
+    def __init__(self, world: World, *, pool_size=0, operators="", operations=0, rules=(), seed=0):
         self.world, self.operators, self.rules = world, operators or world.operators, tuple(rules)
-        lengths = range(1, world.max_operations + 1)
+        self.operations = operations
+        lengths = range(operations or 1, (operations or world.max_operations) + 1)
         possible = sum(10 ** (n + 1) * len(set(self.operators)) ** n for n in lengths)
         if pool_size > possible // 2:  # one in FRESH_ONE_IN is no training problem
             raise ValueError(f"--train_problems: {pool_size}; allowed: 0 to {possible // 2}")
         rng = random.Random(seed)
         pool: dict[Problem, None] = {}  # a set that keeps its order
         while len(pool) < pool_size:
-            pool[draw_split(rng, world, "train", self.operators)] = None
+            pool[draw_split(rng, world, "train", self.operators, operations)] = None
         self.pool = list(pool)
 
     @property
@@ -432,7 +436,7 @@ class ToyTask:
         if split == "train" and self.pool:
             problem = rng.choice(self.pool)
         else:
-            problem = draw_split(rng, self.world, split, self.operators)
+            problem = draw_split(rng, self.world, split, self.operators, self.operations)
         return Example(problem, rng.choice(self.rules) if self.rules else 0)
 
     def evaluation(self, split: str, count: int, rng: random.Random) -> list[Example]:

@@ -18,6 +18,7 @@ from minisd import (
     masked_mean,
     reverse_kl,
     token_log_probs,
+    token_part,
     token_weights,
     top_k_overlap,
     top_k_reverse_kl,
@@ -513,3 +514,18 @@ def test_bad_reductions_are_refused_by_name(arguments, named):
     """Silent broadcasting of a mask, or a typo that falls back to another mean."""
     with pytest.raises(ValueError, match=named):
         masked_mean(*arguments)
+
+
+def test_token_part_takes_its_share_of_every_row():
+    """Catches a share of the padded width instead of the row, and a part at the wrong end."""
+    mask = torch.arange(10) < torch.tensor([10, 3, 1, 0])[:, None]
+    for part, first_row in (
+        ("first", [0, 1, 2]), ("last", [7, 8, 9]), ("spread", [0, 4, 7])
+    ):  # fmt: skip
+        kept = token_part(mask, 0.3, part)
+        assert kept[0].nonzero()[:, 0].tolist() == first_row
+        assert kept.sum(1).tolist() == [3, 1, 1, 0]  # rounded up: 0.9 -> 1, 0.3 -> 1
+        assert not (kept & ~mask).any()
+        assert torch.equal(token_part(mask, 1.0, part), mask)
+    with pytest.raises(ValueError, match="token_part: 'middle'; allowed: first, last, spread"):
+        token_part(mask, 0.3, "middle")

@@ -314,7 +314,9 @@ def test_the_cached_base_model_is_never_stale(tmp_path, monkeypatch):
         train_gpt.base_model(dataclasses.replace(config, **change))
     train_gpt.base_model(config, "larger")
     monkeypatch.setattr(train_gpt, "PRETRAIN_TOKENS", 512)
+    train_gpt.code_of.cache_clear()
     train_gpt.base_model(config)
+    train_gpt.code_of.cache_clear()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     train_gpt.base_model(config)
     assert len(list((tmp_path / "cache").iterdir())) == 7

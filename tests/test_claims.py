@@ -1,0 +1,234 @@
+"""The claims: verdicts on made-up numbers, what is rerun when, every experiment at a tiny size."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import minisd
+import toy_tasks
+import train_gpt
+from train_gpt import CLAIMS, Claim, Statement, judge, statement, verdict
+
+TINY = {
+    **{"steps": 1, "batch_size": 16, "group_size": 4, "eval_problems": 4, "max_new_tokens": 8},
+    **{"pretrain_steps": 2, "adapt_steps": 1, "warm_start_steps": 0},
+    "world": "operators=+-*,max_operations=3",
+}
+
+
+def tiny_flags() -> list[str]:
+    return [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+
+
+# Verdicts
+
+
+def test_verdicts_on_made_up_numbers():
+    """Catches a verdict from the mean alone, a swapped sign, and one from too few seeds."""
+    falls = [-0.30, -0.35, -0.32, -0.28, -0.33]
+    nothing = [-0.05, 0.04, 0.01, -0.02, 0.03]
+    assert verdict(falls, below=-0.1)["verdict"] == "reproduced"
+    assert verdict(falls, below=-0.4)["verdict"] == "not reproduced"
+    assert verdict(nothing, below=-0.1)["verdict"] == "not reproduced"
+    assert verdict(nothing, below=0)["verdict"] == "not reproduced"
+    assert verdict(falls, above=0.1)["verdict"] == "opposite"
+    assert verdict([-x for x in falls], above=0.1)["verdict"] == "reproduced"
+    assert verdict([-x for x in falls], below=-0.1)["verdict"] == "opposite"
+    assert verdict(falls[:4], below=-0.1)["verdict"] == "too few seeds"
+    # A large mean with a wide interval is no reproduction.
+    assert verdict([-0.9, 0.1, -0.8, 0.2, -0.1], below=0)["verdict"] == "not reproduced"
+
+
+def test_a_prediction_of_no_harm_fails_only_beyond_its_margin():
+    """Catches `opposite` for a harm that lies within the margin that the prediction grants."""
+    assert verdict([-0.01, 0.0, 0.01, 0.0, -0.01], above=-0.05)["verdict"] == "reproduced"
+    assert verdict([-0.03, -0.02, -0.08, -0.04, -0.06], above=-0.05)["verdict"] == "not reproduced"
+    assert verdict([-0.3, -0.31, -0.29, -0.3, -0.3], above=-0.05)["verdict"] == "opposite"
+
+
+def test_a_verdict_needs_exactly_one_bound():
+    """Catches a statement that nothing can contradict."""
+    for bounds in ({}, {"above": 0.0, "below": 0.0}):
+        with pytest.raises(ValueError, match="exactly one"):
+            verdict([1.0] * 5, **bounds)
+
+
+def made_up(effects: list[float], controls: list[float]) -> tuple[Claim, list]:
+    """A claim whose arm rises by the effects and whose control by the controls."""
+    claim = Claim(
+        source="", published="", prediction="", arms={"arm": {}, "other": {}},
+        statements=["change of fresh.accuracy: arm > 0.1"],
+        control="change of fresh.accuracy: other",
+    )  # fmt: skip
+    runs = [
+        {
+            name: {"before.fresh.accuracy": 0.5, "after.fresh.accuracy": 0.5 + change}
+            for name, change in (("arm", effect), ("other", control))
+        }
+        for effect, control in zip(effects, controls)
+    ]
+    return claim, runs
+
+
+STRONG, NONE = [0.3, 0.32, 0.28, 0.31, 0.29], [0.01, -0.02, 0.0, 0.02, -0.01]
+
+
+@pytest.mark.parametrize(
+    ("effects", "controls", "expected"),
+    [
+        (STRONG, NONE, "reproduced"),
+        (STRONG, STRONG, "not reproduced"),  # the control does not remove the effect
+        (NONE, NONE, "not reproduced"),
+        ([-x for x in STRONG], NONE, "opposite"),
+        (STRONG[:3], NONE[:3], "too few seeds"),
+    ],
+)
+def test_a_claim_stands_only_with_its_control(effects, controls, expected):
+    """Catches a verdict that forgets the control or the number of seeds."""
+    assert judge(*made_up(effects, controls))["verdict"] == expected
+
+
+def test_one_failed_statement_fails_the_claim():
+    """Catches a verdict from the first statement alone."""
+    claim, runs = made_up(STRONG, NONE)
+    harder = [*claim.statements, "change of fresh.accuracy: arm > 0.9"]
+    assert judge(dataclasses.replace(claim, statements=harder), runs)["verdict"] == "not reproduced"
+
+
+# Statements
+
+
+def test_statements_are_read_as_written():
+    """Catches a wrong operation, order or bound in the little language of the table."""
+    runs = {
+        "a": {"before.x": 1.0, "after.x": 5.0, "y": 3.0},
+        "b, c": {"before.x": 2.0, "after.x": 4.0, "y": 6.0},
+    }
+    for text, value, above, below in (
+        ("x: a - b, c < -0.5", 1.0, None, -0.5),
+        ("change of x: a + b, c > 2", 6.0, 2.0, None),
+        ("y: a / b, c > 0", 0.5, 0.0, None),
+        ("x: a - b, c - a + a > 0", 1.0, 0.0, None),
+        ("y: a", 3.0, None, None),
+    ):
+        s = statement(text)
+        assert (s.value(runs), s.above, s.below) == (value, above, below), text
+    with pytest.raises(ValueError, match="allowed: quantity: arm - arm < bound"):
+        statement("no quantity")
+
+
+def test_every_claim_is_complete():
+    """Catches a row without source, prediction, bound, or with an arm that does not exist."""
+    for name, claim in CLAIMS.items():
+        assert claim.source and claim.prediction and claim.published, name
+        for given in claim.statements:
+            s = statement(given)
+            assert (s.above is None) != (s.below is None), (name, s.words)
+        for given in (*claim.statements, claim.control):
+            if not isinstance(given, Statement):
+                words = statement(given).words.partition(": ")[2]
+                for arm in train_gpt.re.split(r" [-+/] ", words):
+                    assert arm in claim.arms, (name, arm)
+
+
+# What is rerun
+
+
+def code(function, monkeypatch=None) -> str:
+    train_gpt.code_of.cache_clear()
+    return train_gpt.code_of(function)[0]
+
+
+def test_a_result_is_named_by_the_code_and_settings_that_it_depends_on(monkeypatch):
+    """Catches a stale result after a change, and a rerun after a change that affects nothing."""
+    measure = train_gpt.measure_training
+    before = code(measure)
+    monkeypatch.setattr(train_gpt, "draw_curves", None)  # only reports
+    monkeypatch.setattr(minisd, "save_hf", None)
+    assert code(measure) == before
+    monkeypatch.setattr(minisd, "MAX_LOG_RATIO", 3.0)  # a constant in the policy gradient
+    assert code(measure) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(toy_tasks, "other_digit", toy_tasks.apply)  # deep in the documents
+    assert code(train_gpt.pretrain) != before
+    monkeypatch.undo()
+    assert code(measure) == before
+    config = train_gpt.method_config({"method": "sdpo"})
+    path = train_gpt.result_path("training", config)
+    for name, value in (("clip_low", 0.1), ("seed", 3), ("world", "slip_rate=0"), ("steps", 9)):
+        changed = dataclasses.replace(config, **{name: value})
+        assert train_gpt.result_path("training", changed) != path, name
+    for name, value in (("out_dir", "elsewhere"), ("cache_dir", "out/base/"), ("method", "opsd")):
+        changed = dataclasses.replace(config, **{name: value})
+        assert train_gpt.result_path("training", changed) == path, name
+
+
+def test_the_hash_of_the_code_does_not_depend_on_the_process():
+    """Catches addresses or the order of sets in the hash: nothing would ever be found again."""
+    command = "import train_gpt; print(train_gpt.code_of(train_gpt.measure_training)[0])"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", command],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=os.path.dirname(train_gpt.__file__),
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in "12"
+    ]
+    assert found[0] == found[1] != ""
+
+
+# Every experiment at a tiny size
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_runs_at_a_tiny_size(name, tmp_path_factory, capsys):
+    """Catches a broken arm, statement, control, table or picture before an hour is spent."""
+    cache = tmp_path_factory.getbasetemp() / "claims"  # arms that claims share run once
+    out = cache / name
+    arguments = ["--claim", name, "--seeds", "1", "--workers", "1", "--cache_dir", str(cache)]
+    train_gpt.main([*arguments, "--out_dir", str(out), *tiny_flags()])
+    row = json.loads((out / "claims.json").read_text())[name]
+    assert row["verdict"] == "too few seeds"
+    assert set(row["arms"]) == set(CLAIMS[name].arms)
+    assert all(len(arm["runs"]) == 1 for arm in row["arms"].values())
+    assert (out / f"claim-{name}.png").stat().st_size > 10_000
+    assert f"## {name}" in (out / "claims.md").read_text()
+    assert "TOO FEW SEEDS" in capsys.readouterr().out
+
+
+def test_finished_runs_are_kept_and_interrupted_calls_go_on(tmp_path):
+    """Catches a run that is repeated, and a result that an interruption loses."""
+    flags = TINY | {"cache_dir": str(tmp_path)}
+    first = train_gpt.run_claims(["suppression"], flags, [0], 1)
+    files = sorted((tmp_path / "runs").iterdir())
+    times = [f.stat().st_mtime_ns for f in files]
+    files[0].unlink()  # as if it had been interrupted
+    again = train_gpt.run_claims(["suppression"], flags, [0], 1)
+    assert sorted((tmp_path / "runs").iterdir()) == files
+    assert [f.stat().st_mtime_ns for f in files[1:]] == times[1:]
+    assert first["suppression"]["statements"] == again["suppression"]["statements"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--claim", "nonsense"],
+        ["--claim", "coverage", "--compare", "sdpo"],
+        ["--claim", "coverage", "--seeds", "0"],
+        ["--claim", "coverage", "--method", "grpo"],
+        ["--claim", "coverage", "--init", "x", "--data", "y"],
+    ],
+)
+def test_bad_calls_of_claims_are_met_by_one_line(arguments, capsys):
+    """Catches a traceback, or an hour of runs before an error."""
+    with pytest.raises(SystemExit) as stopped:
+        train_gpt.main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1 and "--" in error and "allowed" in error
