@@ -153,7 +153,7 @@ def test_a_result_is_named_by_the_code_and_settings_that_it_depends_on(monkeypat
     monkeypatch.setattr(minisd, "MAX_LOG_RATIO", 3.0)  # a constant in the policy gradient
     assert code(measure) != before
     monkeypatch.undo()
-    monkeypatch.setattr(toy_tasks, "other_digit", toy_tasks.apply)  # deep in the documents
+    monkeypatch.setattr(toy_tasks, "MARKER", "hm ")  # deep in the documents
     assert code(train_gpt.pretrain) != before
     monkeypatch.undo()
     assert code(measure) == before
