@@ -1650,9 +1650,11 @@ def draw_inspection(path: Path, x: Inspection) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
         axes.grid(axis="y", alpha=0.3)
     for i, who in enumerate(bars):
-        for t in (t for t in range(T) if v[f"{who}_top"][t] != x.tokens[t]):
-            options = {"rotation": 90, "ha": "center", "family": "monospace", "color": f"C{i}"}
-            upper.text(t + 0.4 * (i - 0.5), 1.04, v[f"{who}_top"][t], **options)
+        for t, word in enumerate(v[f"{who}_top"]):
+            if word != x.tokens[t]:
+                options = {"ha": "center", "family": "monospace", "color": f"C{i}"}
+                turn = 90 * (len(word) > 1)
+                upper.text(t + 0.4 * (i - 0.5), 1.04, word, rotation=turn, **options)
     upper.set_title("words above the bars: what was expected instead", loc="right", fontsize=10)
     upper.set(ylabel="probability of the token (fraction)", ylim=(0, 1.3))
     upper.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
