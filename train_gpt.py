@@ -7,8 +7,8 @@ python train_gpt.py --list_methods      # every method as a row of settings
 python train_gpt.py --method sdpo --init Qwen/Qwen3-0.6B --data gsm8k.jsonl   # a real checkpoint
 
 1 configuration and method table   2 the initial model   3 one batch   4 its loss   5 evaluation
-6 training   7 one run   8 tables and pictures   9 several methods and seeds   10 claims
-11 command line
+6 training   7 one run   8 tables and pictures   9 several methods and seeds
+10 microscope   11 claims   12 command line
 """
 
 import argparse
@@ -1599,7 +1599,210 @@ def draw_comparison(path: Path, result: dict) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
-# 10. Claims: published statements as experiments that can fail ------------------------------------
+# 10. Microscope: one completion, token by token ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A completion under the microscope; lists have an entry per token, the end token included."""
+
+    prompt: str
+    context: str  # what the teacher sees before the prompt
+    completion: str
+    right: bool
+    wrong: int | None  # index of the first token of the first wrong value
+    tokens: list[str]
+    values: dict[str, list]  # those of `inspection_terms`
+
+
+def inspection_terms(
+    config: TrainConfig, student_logits: Tensor, teacher_logits: Tensor, ids: Tensor
+) -> dict[str, Tensor]:
+    """`position_terms` and, each (B, T), the advantage of the token: log q - log p, in nats.
+
+    Of both: the probability of the token, and of the unreliable author's remark, and the likeliest
+    token (id) with its probability.
+    """
+    terms = position_terms(config, student_logits, teacher_logits, ids)
+    terms["advantage"] = terms["teacher_log_probs"] - terms["student_log_probs"]
+    for who, logits in (("student", student_logits), ("teacher", teacher_logits)):
+        probs = minisd.log_softmax(logits).exp()
+        terms[f"{who}_prob"] = terms[f"{who}_log_probs"].exp()
+        terms[f"{who}_remark"] = probs[..., toy_tasks.TOKEN_ID[toy_tasks.REMARK]]
+        terms[f"{who}_top_prob"], terms[f"{who}_top"] = probs.max(-1)
+    return terms
+
+
+@torch.no_grad()
+def inspect_completion(
+    config: TrainConfig, student: GPT, teacher: Teacher, text: str, completion: str = ""
+) -> Inspection:
+    """Student and teacher on one completion of the problem `text`.
+
+    It begins as given, and the student goes on from there unless that ends with an answer. The
+    context feedback is about this very completion; sibling shows one of a reliable author.
+    Raises ValueError for a text that is no problem.
+    """
+    problem, task = toy_tasks.Problem.parse(text), make_task(config)
+    name, device = f"inspection-{config.seed}", next(student.parameters()).device
+    rng = random.Random(name)
+    example = Example(problem, rng.choice(task.rules) if task.rules else 0)
+    ids = [*task.encode(completion), task.end_id]
+    if toy_tasks.final_answer(completion) is None:
+        beginning = minisd.pad_left([task.prompt_ids(example) + ids[:-1]], task.pad_id, device)
+        rest = write(config, task, student, Prompts(*beginning), slice(1), seeded(name, device))
+        ids[-1:] = rest.ids[0].tolist()
+    completion = task.decode(ids)
+    attempt = completion if config.context == "feedback" else task.reference(example, rng)
+    context = task.context(example, config.context, rng, attempt)
+    terms = minisd.score(
+        *(student, make_prompts(task, [example], [""], device)),
+        Completions.from_rows([ids], task.pad_id, device),
+        partial(inspection_terms, config),
+        teacher=teacher,
+        teacher_prompts=make_prompts(task, [example], [context], device),
+    )
+    if example.rule:  # one more step, and the answer that counts is the one after it
+        problem = toy_tasks.Problem((*problem.digits, example.rule), f"{problem.operators}+")
+    words = {"tokens": ids} | {n: terms.pop(n)[0].tolist() for n in ("student_top", "teacher_top")}
+    words = {n: [toy_tasks.VOCABULARY[i].strip() for i in row] for n, row in words.items()}
+    return Inspection(
+        *(example.prompt, context, completion),
+        right=task.grade(completion, example).reward == 1,
+        wrong=toy_tasks.first_wrong_step(problem, completion),
+        tokens=words.pop("tokens"),
+        values={n: value[0].tolist() for n, value in terms.items()} | words,
+    )
+
+
+def inspection_table(x: Inspection) -> str:
+    """One row per token, with a rule above the first wrong value."""
+    columns = ("student_prob", "teacher_prob", "advantage", "forward_kl", "reverse_kl")
+    headings = ("p student", "p teacher", "advantage", "KL(t||s)", "KL(s||t)")
+    units = ("fraction", "fraction", "nats", "nats", "nats")
+    head, under = ("".join(word.rjust(10) for word in row) for row in (headings, units))
+    lines = [f"  t token   {head}   student expects  teacher expects"]
+    lines.append(f"{'':12}{under}   {'p, token':17}p, token")
+    for t, token in enumerate(x.tokens):
+        if t == x.wrong:
+            lines.append(" first wrong step: the next value ".center(len(lines[0]), "-"))
+        cells = "".join(f"{x.values[name][t]:z10.3f}" for name in columns) + "   "
+        for who in ("student", "teacher"):
+            top = f"{x.values[f'{who}_top_prob'][t]:.2f} {x.values[f'{who}_top'][t]}"
+            cells += top.ljust(17)
+        lines.append(f"{t:3} {token:8}{cells}".rstrip())
+    return "\n".join(lines)
+
+
+def inspection_in_words(x: Inspection) -> str:
+    """What to look at, in three numbered lines."""
+    v = x.values
+    t = max(range(len(x.tokens)), key=lambda i: abs(v["advantage"][i]))
+    effect = "likelier" if v["advantage"][t] > 0 else "rarer"
+    lines = [
+        f"1. Largest advantage: {v['advantage'][t]:+.1f} nats at t = {t}; distillation makes "
+        f"'{x.tokens[t]}' {effect} there."
+    ]
+    if x.wrong is None:
+        lines.append("2. No value is wrong; --completion shows what follows a mistake of yours.")
+    else:
+        parts = (v["forward_kl"][: x.wrong], v["forward_kl"][x.wrong + 1 :])
+        means = [sum(part) / max(1, len(part)) for part in parts]
+        lines.append(
+            f"2. First wrong step: t = {x.wrong}. Mean KL(t||s) is {means[0]:.2f} nats per token "
+            f"before it, {means[1]:.2f} behind it."
+        )
+    remark = [f"{max(v[f'{who}_remark']):.2f}" for who in ("student", "teacher")]
+    lines.append(
+        "3. Probability of 'demo', the unreliable author's remark: student up to "
+        f"{remark[0]}, teacher up to {remark[1]}."
+    )
+    return "\n".join(lines)
+
+
+def draw_inspection(path: Path, x: Inspection) -> None:
+    """inspect.png: probabilities and divergences token by token, the first wrong step marked."""
+    from matplotlib.figure import Figure
+
+    T, v = len(x.tokens), x.values
+    figure = Figure(figsize=(max(10.5, 2 + 0.42 * T), 8.5), layout="constrained")
+    figure.suptitle(
+        f"{x.prompt}{x.completion}   ({'right' if x.right else 'WRONG'})\n"
+        f"the student sees: {x.prompt}     the teacher sees: {x.context}{x.prompt}"
+    )
+    upper, lower = figure.subplots(2, 1)
+    bars = {"student": "student_prob", "teacher": "teacher_prob"}
+    kls = {"KL(teacher || student)": "forward_kl", "KL(student || teacher)": "reverse_kl"}
+    for axes, first, names in ((upper, 0, bars), (lower, 2, kls)):
+        for i, (label, name) in enumerate(names.items()):
+            places = [t + 0.4 * (i - 0.5) for t in range(T)]
+            axes.bar(places, v[name], 0.38, label=label, color=f"C{first + i}")
+        if x.wrong is not None:
+            axes.axvline(x.wrong - 0.5, color="black", linestyle="--", label="first wrong step")
+        axes.set_xticks(range(T), x.tokens, family="monospace")
+        axes.set_xlim(-0.6, T - 0.4)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+        axes.grid(axis="y", alpha=0.3)
+    for i, who in enumerate(bars):
+        for t, word in enumerate(v[f"{who}_top"]):
+            if word != x.tokens[t]:
+                options = {"ha": "center", "family": "monospace", "color": f"C{i}"}
+                turn = 90 * (len(word) > 1)
+                upper.text(t + 0.4 * (i - 0.5), 1.04, word, rotation=turn, **options)
+    upper.set_title("words above the bars: what was expected instead", loc="right", fontsize=10)
+    upper.set(ylabel="probability of the token (fraction)", ylim=(0, 1.3))
+    upper.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    lower.set(ylabel="divergence (nats)", xlabel="token of the completion")
+    figure.supxlabel(inspection_in_words(x), ha="left", x=0.02, fontsize=10)
+    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+
+
+def main_inspect(text: str, checkpoint: str, completion: str, flags: dict) -> None:
+    """One completion under the microscope: table, words and picture.
+
+    Without --checkpoint the student is the base model. The teacher has the student's weights, so
+    that the context is all the difference, unless --teacher external names others.
+    """
+    if "init" in flags or "data" in flags:
+        raise ValueError(f"--inspect: {text!r}; allowed: only without --init and --data")
+    # The separator and the words end with a space, which is easily left out.
+    completion = re.sub(r"(;|wait|answer)$", r"\1 ", completion.strip())
+    for flag, parse, value in (
+        ("inspect", toy_tasks.Problem.parse, text),
+        ("completion", toy_tasks.encode, completion),
+    ):
+        try:
+            parse(value)
+        except ValueError as error:
+            raise ValueError(f"--{flag}: {error}") from None
+    config = method_config(flags)
+    folder = Path(config.out_dir or "out/inspect")
+    if folder.is_file():
+        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if checkpoint:
+        untrained = GPT(GPTConfig(vocab_size=len(toy_tasks.VOCABULARY)))
+        try:
+            student = load_student(config, Path(checkpoint), untrained)
+        except ValueError:
+            allowed = "the folder of a run in the toy, with student.pt"
+            raise ValueError(f"--checkpoint: {checkpoint!r}; allowed: {allowed}") from None
+    else:
+        student, _ = base_model(config)
+    teacher = make_teacher(config, make_task(config), student)
+    x = inspect_completion(config, student, teacher, text, completion)
+    weights = config.external_teacher if config.teacher == "external" else "the same weights"
+    print(f"student ({checkpoint or 'base model'}) sees: {x.prompt}")
+    print(f"teacher ({weights}) sees: {x.context}{x.prompt}")
+    print(f"completion ({'right' if x.right else 'WRONG'}): {x.completion}\n")
+    print(f"{inspection_table(x)}\n\n{inspection_in_words(x)}\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_inspection(folder / "inspect.png", x)
+    print(f"written: {folder / 'inspect.png'}")
+
+
+# 11. Claims: published statements as experiments that can fail ------------------------------------
 
 # All claims share these; an arm of a claim changes what its text varies, and nothing is tuned. They
 # are shorter than a run by default, so that a claim takes minutes.
@@ -2577,7 +2780,7 @@ def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
     axes.legend(fontsize=7)
 
 
-# 11. Command line ---------------------------------------------------------------------------------
+# 12. Command line ---------------------------------------------------------------------------------
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -2604,6 +2807,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, help="processes of --compare and --claim (default: all cores)"
     )
+    parser.add_argument(
+        "--inspect", metavar="PROBLEM", help="a problem, such as 3*7+4-8, token by token"
+    )
+    parser.add_argument(
+        "--checkpoint", help="run's folder: the student of --inspect (default: base)"
+    )
+    parser.add_argument("--completion", help="what --inspect shows; a beginning is continued")
     parser.add_argument("--list_methods", action="store_true", help="print the method table")
     for f in dataclasses.fields(TrainConfig):
         loaded = CHECKPOINT_SETTINGS.get(f.name)
@@ -2678,11 +2888,15 @@ def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = vars(make_parser().parse_args(arguments))
-    methods, claims = flags.pop("compare", None), flags.pop("claim", None)
+    modes = {name: flags.pop(name, None) for name in ("compare", "claim", "inspect")}
+    chosen = [name for name, value in modes.items() if value is not None]
     try:
-        if methods and claims:
-            raise ValueError(f"--claim: {claims}; allowed: without --compare")
-        several = methods or claims
+        if len(chosen) > 1:
+            raise ValueError(f"--{chosen[0]}: with --{chosen[1]}; allowed: one of them")
+        for name in ("checkpoint", "completion"):
+            if name in flags and modes["inspect"] is None:
+                raise ValueError(f"--{name}: {flags[name]!r}; allowed: only with --inspect")
+        several = chosen and chosen != ["inspect"]
         for name in ("method", "threads") if several else ("seeds", "workers"):
             if name in flags:
                 where = "without" if several else "with"
@@ -2691,10 +2905,13 @@ def main(arguments: list[str] | None = None) -> None:
                 )
         if flags.pop("list_methods", False):
             print(method_table())
-        elif claims:
-            main_claims(claims, flags)
-        elif methods:
-            main_compare(methods, flags)
+        elif modes["claim"]:
+            main_claims(modes["claim"], flags)
+        elif modes["compare"]:
+            main_compare(modes["compare"], flags)
+        elif modes["inspect"] is not None:
+            checkpoint, completion = flags.pop("checkpoint", ""), flags.pop("completion", "")
+            main_inspect(modes["inspect"], checkpoint, completion, flags)
         else:
             main_run(method_config(flags))
     except (ValueError, OSError) as error:
