@@ -1,0 +1,965 @@
+"""Published statements about self-distillation as experiments that can fail.
+
+python train_gpt.py --claim coverage --seeds 5    # one claim: runs, table, verdict, picture
+python train_gpt.py --claim all --seeds 5         # all of them; finished runs are never repeated
+
+1 claims and their statements   2 the table   3 verdicts   4 running   5 tables and pictures
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import textwrap
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import minisd
+from results.measures import MEASUREMENTS
+from train_gpt import (
+    EXTERNAL_BASES,
+    MEASURES,
+    TrainConfig,
+    base_path,
+    check_several,
+    code_of,
+    external_base,
+    machine,
+    mean_and_interval,
+    method_config,
+    pretrain_only,
+    progress,
+    short_hash,
+    start_worker,
+    write_atomically,
+    write_json,
+)
+
+# 1. Claims and their statements -------------------------------------------------------------------
+
+# All claims share these; an arm of a claim changes what its text varies, and nothing is tuned. They
+# are shorter than a run by default, so that a claim takes minutes.
+CLAIM_SETTINGS = {"steps": 100, "batch_size": 64, "threads": 1}
+MIN_SEEDS = 5  # fewer give no verdict
+
+Runs = dict[str, dict[str, Any]]  # of one seed: the numbers of every arm, by name
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One number per seed, and the bound that the claim predicts it to lie above or below."""
+
+    words: str
+    value: Callable[[Runs], float]
+    above: float | None = None
+    below: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves in a claim's picture: each gives one y for each x, seed by seed."""
+
+    title: str
+    x_label: str
+    x: list
+    curves: dict[str, Callable[[Runs], list[float]]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published statement, its experiment, and what was predicted before the experiment ran.
+
+    arms: settings by name, with `measure` a key of MEASUREMENTS. statements: see `statement`; the
+    first is the heart of the claim, and `control` the same effect where it should be gone. shown:
+    what the picture compares between arms. comment: written afterwards.
+    """
+
+    source: str
+    published: str
+    prediction: str
+    arms: dict[str, dict]
+    statements: list[str | Statement]
+    control: str | Statement
+    shown: tuple[str, ...] = ("fresh.accuracy", "fresh.markers")
+    panels: list[Panel] = field(default_factory=list)
+    comment: str = ""
+
+
+def quantity(runs: Runs, name: str, arm: str) -> Any:
+    """A number of an arm: after training where there is a before, such as fresh.accuracy."""
+    change = name.removeprefix("change of ")
+    if change != name:
+        return runs[arm][f"after.{change}"] - runs[arm][f"before.{change}"]
+    return runs[arm].get(f"after.{name}", runs[arm].get(name))
+
+
+def statement(given: str | Statement) -> Statement:
+    """The statement in a line such as `change of fresh.accuracy: live - frozen < -0.05`.
+
+    Behind the quantity stand names of arms, added, subtracted, or one divided by another, and the
+    bound; a control has no bound. Raises ValueError for anything else.
+    """
+    if isinstance(given, Statement):
+        return given
+    match = re.fullmatch(r"([^:]+): (.+?)(?: ([<>]) (-?[\d.]+))?", given)
+    if not match:
+        raise ValueError(f"statement: {given!r}; allowed: quantity: arm - arm < bound")
+    name, arms, sign, bound = match.groups()
+    terms = re.split(r" ([-+/]) ", arms)  # arm, operation, arm, ...
+
+    def value(runs: Runs) -> float:
+        total = quantity(runs, name, terms[0])
+        for operation, arm in zip(terms[1::2], terms[2::2]):
+            other = quantity(runs, name, arm)
+            total = {"+": total + other, "-": total - other, "/": total / (other or math.nan)}[
+                operation
+            ]
+        return total
+
+    bounds = {"above" if sign == ">" else "below": float(bound)} if sign else {}
+    return Statement(f"{name}: {arms}", value, **bounds)
+
+
+def rank_correlation(xs: list[float], ys: list[float]) -> float:
+    """Spearman's: the correlation of the ranks (no ties)."""
+    return float(np.corrcoef(*(np.argsort(np.argsort(v)) for v in (xs, ys)))[0, 1])
+
+
+def slope_and_fit(xs: list[float], ys: list[float]) -> tuple[float, float]:
+    """Slope and R^2 of the least-squares line through the points."""
+    if np.ptp(xs) == 0 or np.ptp(ys) == 0:  # no line through a point, no fit of a constant
+        return 0.0, 0.0
+    correlation = np.corrcoef(xs, ys)[0, 1]
+    return float(correlation * np.std(ys) / np.std(xs)), float(correlation**2)
+
+
+# 2. The table -------------------------------------------------------------------------------------
+
+FROZEN = {"method": "sdpo", "teacher": "frozen", "teacher_update_rate": 0.0}
+LIVE = {"method": "sdpo", "teacher": "live", "teacher_update_rate": 0.0}
+SDPO, GRPO, SFT = {"method": "sdpo"}, {"method": "grpo"}, {"method": "sft"}
+NO_FUNCTION = {"world": "functional_markers=false"}
+NO_PERSONA = {"world": "persona_rate=0"}
+ENDLESS = {"train_problems": 0}
+RULE = FROZEN | {"context": "rule"}  # the teacher sees `rule +3`
+PLUS_MINUS = {"rules": "3", "train_operators": "+-"}
+OFF_POLICY_DENSE = {"student_frac": 0.0, "off_policy": "teacher", "loss": "forward_kl"}
+OTHER_STYLE = {"teacher": "external", "external_teacher": "other_style", "context": "none"}
+POOLS = {"1": 1, "8": 8, "64": 64, "512": 512, "endless": 0}
+INFORMED = ("partial", "answer", "sibling", "solution")  # contexts that tell of the answer
+GAP_ARMS = {
+    **{c: SDPO | {"context": c} for c in (*INFORMED, "feedback", "other_problem", "wrong")},
+    "solution, no function": SDPO | NO_FUNCTION,
+    "answer, no function": SDPO | NO_FUNCTION | {"context": "answer"},
+}
+STEPWISE = {  # teacher and divergence, on problems worked step by step
+    f"{name}, {loss}": FROZEN | settings | {"loss": f"{loss}_kl"}
+    for name, settings in {
+        "self": {},
+        "larger": {"teacher": "external", "external_teacher": "larger", "context": "none"},
+        "adapted": {"teacher": "external", "external_teacher": "adapted"},
+        "other style": OTHER_STYLE,
+    }.items()
+    for loss in ("forward", "reverse")
+}
+RULED = {  # the same, all shown one rule for all problems
+    f"rule, {arm}": settings | {"context": "rule", "rules": "3"}
+    for arm, settings in STEPWISE.items()
+}
+MIXED = {
+    f"{loss} {odds}": RULE | {"measure": "rules", "loss": f"{loss}_kl", "rules": rules}
+    for loss in ("reverse", "forward")
+    for odds, rules in (("1:1", "2,7"), ("4:1", "2,2,2,2,7"))
+}
+
+
+def over_arms(name: str, arms) -> Callable[[Runs], list[float]]:
+    """A curve: the same quantity in several arms."""
+    return lambda runs: [quantity(runs, name, arm) for arm in arms]
+
+
+def over_steps(name: str, arm: str) -> Callable[[Runs], list[float]]:
+    """A curve that an arm has measured itself."""
+    return lambda runs: runs[arm][name]
+
+
+def spread(runs: Runs, arms) -> float:
+    """Largest minus smallest accuracy on fresh problems."""
+    values = over_arms("fresh.accuracy", arms)(runs)
+    return max(values) - min(values)
+
+
+def gap_line(runs: Runs, split: str, shift: int = 0) -> tuple[float, float]:
+    """Slope and R^2 of the gain over the initial gap; shift: of the gaps to other arms."""
+    gaps = over_arms("initial gap", GAP_ARMS)(runs)
+    gains = over_arms(f"change of {split}.accuracy", GAP_ARMS)(runs)
+    return slope_and_fit(gaps[shift:] + gaps[:shift], gains)
+
+
+CLAIMS = {
+    "suppression": Claim(
+        source="Kim et al. 2603.24472",
+        published="AIME24 accuracy -40 % relative, counts of 'wait' -61 % (GRPO: +29 %)",
+        prediction="Self-distillation under the solution removes markers, shortens, and costs at "
+        "least 10 points of fresh accuracy; GRPO raises markers and accuracy. In a world whose "
+        "opening marker has no function the accuracy does not fall.",
+        arms={"sdpo": SDPO, "grpo": GRPO, "sdpo, no function": SDPO | NO_FUNCTION},
+        statements=[
+            "change of fresh.accuracy: sdpo < -0.1",
+            "change of fresh.markers: sdpo < -0.4",
+            "change of fresh.tokens: sdpo < -5",
+            "change of fresh.accuracy: grpo > 0",
+            "change of fresh.markers: grpo > 0",
+        ],
+        control="change of fresh.accuracy: sdpo, no function",
+        shown=("fresh.accuracy", "fresh.markers", "fresh.tokens"),
+    ),
+    "information": Claim(
+        source="Kim et al. 2603.24472",
+        published="an order by argument, none < partial < answer < solution; I was not measured",
+        prediction="The loss of markers follows the measured I(y;c|x) over the contexts (rank "
+        "correlation above 0.7), in the order none < partial < answer < solution; a context that "
+        "tells nothing of the answer suppresses nothing.",
+        arms={
+            "measured": {"measure": "information"},
+            **{c: SDPO | {"context": c} for c in (*INFORMED, "other_problem")},
+        },
+        statements=[
+            "change of fresh.markers: solution < -0.1",
+            Statement(
+                "rank correlation of I(y;c|x) and the loss of markers",
+                lambda runs: rank_correlation(
+                    [runs["measured"][f"information.{c}"] for c in INFORMED],
+                    [-quantity(runs, "change of fresh.markers", c) for c in INFORMED],
+                ),
+                above=0.7,
+            ),
+            "change of fresh.markers: partial < 0",
+            "fresh.markers: answer - partial < 0",
+            "fresh.markers: solution - answer < 0",
+        ],
+        control="change of fresh.markers: other_problem",
+        panels=[
+            Panel(
+                "measured information of the context (nats per completion)",
+                "context",
+                list(INFORMED),
+                {
+                    "H(y|x) - H(y|x,c)": lambda runs: [
+                        runs["measured"][f"information.{c}"] for c in INFORMED
+                    ]
+                },
+            )
+        ],
+    ),
+    "coverage": Claim(
+        source="Kim et al. 2603.24472",
+        published="ahead of GRPO on pools of up to 128 problems, behind at 512; worse out of "
+        "domain",
+        prediction="On endless problems self-distillation ends at least 10 points of fresh "
+        "accuracy below GRPO; on 8 problems it learns the pool faster, so that the gap turns. The "
+        "smaller the pool, the worse on fresh problems; with one type of problem the gap is "
+        "smaller. Where the marker has no function there is no such gap.",
+        arms={
+            **{
+                f"{method}, {pool}": {"method": method, "train_problems": count}
+                for method in ("sdpo", "grpo")
+                for pool, count in POOLS.items()
+            },
+            **{
+                f"{method}, {types}": {"method": method, "train_operators": "+"} | ENDLESS | length
+                for method in ("sdpo", "grpo")
+                for types, length in (("one type", {"train_operations": 3}), ("one operator", {}))
+            },
+            "sdpo, no function": SDPO | ENDLESS | NO_FUNCTION,
+            "grpo, no function": GRPO | ENDLESS | NO_FUNCTION,
+        },
+        statements=[
+            "fresh.accuracy: sdpo, endless - grpo, endless < -0.1",
+            "mean reward: sdpo, 8 - grpo, 8 > 0",
+            "train.accuracy: sdpo, 8 - grpo, 8 - sdpo, endless + grpo, endless > 0.1",
+            "fresh.accuracy: sdpo, 1 - sdpo, endless < 0",
+            "fresh.accuracy: sdpo, one type - grpo, one type - sdpo, endless + grpo, endless > 0.1",
+        ],
+        control="fresh.accuracy: sdpo, no function - grpo, no function",
+        shown=("fresh.accuracy",),
+        panels=[
+            Panel(
+                f"accuracy on {words} problems (fraction)",
+                "problems in the pool",
+                list(POOLS),
+                {
+                    m: over_arms(f"{split}.accuracy", [f"{m}, {p}" for p in POOLS])
+                    for m in ("sdpo", "grpo")
+                },
+            )
+            for split, words in (("train", "the pool's"), ("fresh", "fresh"), ("longer", "longer"))
+        ],
+    ),
+    "feedback_loop": Claim(
+        source="Kim et al. 2603.24472; Huebotter et al. 2601.20802, table 4",
+        published="Kim: an EMA teacher suppresses more than a fixed one. SDPO, best accuracy: "
+        "live 36, frozen 49, EMA 49, trust region 51",
+        prediction="The faster the teacher follows the student, the fewer markers remain; the "
+        "live teacher costs at least 5 points of fresh accuracy against the frozen one, and a "
+        "trust region avoids that. With a context that tells nothing there is nothing to amplify.",
+        arms={
+            "frozen": FROZEN,
+            **{f"EMA {r}": SDPO | {"teacher_update_rate": r} for r in (0.01, 0.05, 0.2)},
+            "live": LIVE,
+            "trust region 0.05": SDPO | {"teacher": "trust_region", "teacher_update_rate": 0.05},
+            "frozen, other problem": FROZEN | {"context": "other_problem"},
+            "live, other problem": LIVE | {"context": "other_problem"},
+        },
+        statements=[
+            "fresh.accuracy: live - frozen < -0.05",
+            "fresh.markers: EMA 0.05 - frozen < 0",
+            "fresh.accuracy: EMA 0.2 - frozen < 0",
+            "fresh.accuracy: trust region 0.05 - live > 0.05",
+        ],
+        control="fresh.accuracy: live, other problem - frozen, other problem",
+        shown=("fresh.accuracy", "fresh.markers", "fresh.tokens"),
+    ),
+    "sft_guided": Claim(
+        source="Kim et al. 2603.24472, table 2",
+        published="AIME24 54.8; after SFT on guided correct traces 20.2, on unguided ones 51.0",
+        prediction="Supervised training on correct completions written with the solution in view "
+        "costs at least 10 points of fresh accuracy and shortens; on correct completions written "
+        "without it, it costs less than 5.",
+        arms={
+            "guided": SFT,
+            "unguided": SFT | {"context": "none"},
+            "guided, no function": SFT | NO_FUNCTION,
+        },
+        statements=[
+            "change of fresh.accuracy: guided < -0.1",
+            "change of fresh.accuracy: unguided > -0.05",
+            "change of fresh.tokens: guided < -5",
+        ],
+        control="change of fresh.accuracy: guided, no function",
+    ),
+    "first_tokens": Claim(
+        source="IW-OPD 2606.22600",
+        published="training on the first 30 % of tokens keeps almost all, the last 30 % learn "
+        "nothing",
+        prediction="The first 30 % of the tokens keep at least 80 % of the loss of markers and of "
+        "the gain on the pool, the last 30 % at most 20 % of the loss of markers; as many tokens "
+        "spread evenly keep less than the first.",
+        arms={
+            "all": SDPO,
+            **{
+                part: SDPO | {"token_share": 0.3, "token_part": part} for part in minisd.TOKEN_PARTS
+            },
+        },
+        statements=[
+            "change of fresh.markers: first / all > 0.8",
+            "change of fresh.markers: last / all < 0.2",
+            "change of train.accuracy: first / all > 0.8",
+        ],
+        control="change of fresh.markers: spread / all",
+        shown=("fresh.markers", "train.accuracy", "fresh.accuracy"),
+    ),
+    "persona_collapse": Claim(
+        source="reports collected in a post of April 2026 (second-hand)",
+        published="students that end by talking about a demonstration; no rate given",
+        prediction="With demonstrations as context and a teacher that follows the student (EMA "
+        "0.05), the closing remark appears in at least 5 points more of the fresh completions; in "
+        "a world without unreliable authors it cannot.",
+        arms={
+            "demonstration": {"method": "sdft", "teacher_update_rate": 0.05},
+            "solution": SDPO | {"teacher_update_rate": 0.05},
+            "demonstration, no persona": {"method": "sdft", "teacher_update_rate": 0.05}
+            | NO_PERSONA,
+        },
+        statements=[
+            "change of fresh.remark: demonstration > 0.05",
+            "change of fresh.remark: solution > 0.05",
+        ],
+        control="change of fresh.remark: demonstration, no persona",
+        shown=("fresh.remark", "fresh.accuracy"),
+    ),
+    "mixture": Claim(
+        source="Zhu et al. 2605.11182; minimisers as in forward_kl and reverse_kl of minisd.py",
+        published="no numbers: reverse KL has the normalised geometric mean of the teachers as "
+        "optimum",
+        prediction="The student cannot know whether the rule is 2 or 7. At odds 4:1 reverse KL "
+        "ends nearer to the normalised geometric mean of the teachers than to their mixture and "
+        "drops the rarer rule; forward KL ends nearer to the mixture and keeps the rarer rule. "
+        "With one rule for all both predictions are the same.",
+        arms=MIXED | {"one rule": RULE | {"measure": "rules", "rules": "3"}},
+        statements=[
+            "mixture farther by: reverse 4:1 > 0.02",
+            "mixture farther by: forward 4:1 < -0.02",
+            "rarer rule's part: reverse 4:1 < 0.1",
+            "rarer rule's part: forward 4:1 > 0.1",
+        ],
+        control="mixture farther by: one rule",
+        shown=(),
+        panels=[
+            Panel(
+                title,
+                "divergence, odds of rule 2 and rule 7",
+                list(MIXED),
+                {label: over_arms(name, MIXED) for label, name in curves.items()},
+            )
+            for title, curves in (
+                (
+                    "fresh completions that add the rule (fraction)",
+                    {"rule 2": "share of 2", "rule 7": "share of 7"},
+                ),
+                (
+                    "total variation distance of the student (0-1)",
+                    {
+                        "to the mixture": "distance to mixture",
+                        "to the geometric mean": "distance to geometric mean",
+                    },
+                ),
+            )
+        ],
+    ),
+    "shared_rule": Claim(
+        source="Zhu et al. 2605.11182",
+        published="rules shared by all prompts are internalised; no shares given",
+        prediction="Without the rule in its prompt the student keeps at least 70 % of the "
+        "teacher's accuracy if all problems share the rule; if each draws its own, less.",
+        arms={
+            "shared": RULE | {"measure": "rules", "rules": "3"},
+            "drawn per problem": MIXED["reverse 1:1"],
+        },
+        statements=["share of the teacher's accuracy: shared > 0.7"],
+        control="share of the teacher's accuracy: drawn per problem",
+        shown=("fresh.accuracy", "train.accuracy"),
+    ),
+    "transfer": Claim(
+        source="Kirkby and O'Neill 2026 (second-hand)",
+        published="only the arm that is dense and on-policy transferred; scores not known",
+        prediction="Adding 3, taught on + and - problems, reaches * problems by at least 20 "
+        "points if training is dense and on-policy, 10 points more than with any of the other "
+        "arms.",
+        arms={
+            "dense, on-policy": RULE | PLUS_MINUS,
+            "dense, off-policy": RULE | OFF_POLICY_DENSE | PLUS_MINUS,
+            "sparse, on-policy": GRPO | PLUS_MINUS | {"context": "none"},
+            "sparse, off-policy": SFT | PLUS_MINUS | {"context": "rule"},
+        },
+        statements=[
+            "change of new_operators.accuracy: dense, on-policy > 0.2",
+            "new_operators.accuracy: dense, on-policy - dense, off-policy > 0.1",
+            "new_operators.accuracy: dense, on-policy - sparse, on-policy > 0.1",
+            "new_operators.accuracy: dense, on-policy - sparse, off-policy > 0.1",
+        ],
+        control=Statement(
+            "change of new_operators.accuracy: the best of the other arms",
+            lambda runs: max(
+                quantity(runs, "change of new_operators.accuracy", arm)
+                for arm in runs
+                if arm != "dense, on-policy"
+            ),
+        ),
+        shown=("new_operators.accuracy", "fresh.accuracy"),
+    ),
+    "top_k_bias": Claim(
+        source="Zhu et al. 2605.11182",
+        published="naive top-20 and top-5 rise, then collapse; stop-gradient and renormalised do "
+        "not",
+        prediction="On a support of one or two tokens the naive form costs at least 5 points of "
+        "fresh accuracy against the stop-gradient form; stop-gradient, renormalised and bucket at "
+        "k=2 stay within 5 points of the full vocabulary. With eight tokens nothing is lost.",
+        arms={
+            "full": FROZEN,
+            **{
+                f"{tail}, k={k}": FROZEN
+                | {"loss": "top_k_reverse_kl", "top_k": k, "top_k_tail": tail}
+                for tail, counts in {
+                    "naive": (1, 2, 8),
+                    "stop_gradient": (1, 2),
+                    "renormalised": (2,),
+                    "bucket": (1, 2),
+                }.items()
+                for k in counts
+            },
+        },
+        statements=[
+            "fresh.accuracy: naive, k=1 - stop_gradient, k=1 < -0.05",
+            "fresh.accuracy: naive, k=2 - stop_gradient, k=2 < -0.05",
+            "fresh.accuracy: stop_gradient, k=2 - full > -0.05",
+            "fresh.accuracy: renormalised, k=2 - full > -0.05",
+            "fresh.accuracy: bucket, k=2 - full > -0.05",
+        ],
+        control="fresh.accuracy: naive, k=8 - full",
+        shown=("fresh.accuracy", "fresh.tokens"),
+    ),
+    "rlvr_teacher": Claim(
+        source="Zhu et al. 2605.11182",
+        published="a 1.7B teacher adapted by reward taught better than an 8B one; no table",
+        prediction="At equal cost (60 GRPO steps that adapt the teacher, context shown, against "
+        "60 more steps of the student) the adapted teacher has the higher accuracy, and its "
+        "student is better on fresh problems and on the pool. Adapting for one step changes "
+        "nothing.",
+        arms={
+            "adapted": {"method": "rlvr_teacher"},
+            "unadapted": FROZEN | {"steps": 160},
+            "adapted for one step": {"method": "rlvr_teacher", "adapt_steps": 1},
+        },
+        statements=[
+            "fresh.accuracy: adapted - unadapted > 0",
+            "train.accuracy: adapted - unadapted > 0",
+            "teacher.accuracy: adapted - unadapted > 0",
+        ],
+        control="fresh.accuracy: adapted for one step - unadapted",
+    ),
+    "sft_first": Claim(
+        source="Zhu et al. 2605.11182",
+        published="a supervised warm start stabilises the student; no table",
+        prediction="Fifty supervised steps on the teacher's correct samples before distillation "
+        "raise fresh accuracy, under the solution and, by 10 points, with an external teacher of "
+        "another style; fifty more steps of distillation instead do not.",
+        arms={
+            "sdpo": SDPO,
+            "warm start": {"method": "sft_then_sdpo"},
+            "sdpo, 50 steps more": SDPO | {"steps": 150},
+            "other style": STEPWISE["other style, reverse"],
+            "other style, warm start": STEPWISE["other style, reverse"] | {"warm_start_steps": 50},
+        },
+        statements=[
+            "fresh.accuracy: warm start - sdpo > 0",
+            "fresh.accuracy: other style, warm start - other style > 0.1",
+        ],
+        control="fresh.accuracy: sdpo, 50 steps more - sdpo",
+    ),
+    "other_problem": Claim(
+        source="OP2SD 2608.09228",
+        published="another problem's solution 55.4 / 31.5 / 55.8, the right one 55.4 / 30.8 / 45.0",
+        prediction="Shown another problem's solution the teacher teaches nearly as well as with "
+        "the right one: at most 5 points lower on the pool, not lower on fresh problems, which it "
+        "improves. A wrong solution does not do.",
+        arms={
+            "its own": SDPO,
+            "another's": SDPO | {"context": "other_problem"},
+            "a wrong one": SDPO | {"context": "wrong"},
+        },
+        statements=[
+            "train.accuracy: another's - its own > -0.05",
+            "fresh.accuracy: another's - its own > 0",
+            "change of fresh.accuracy: another's > 0",
+        ],
+        control="train.accuracy: a wrong one - its own",
+        shown=("train.accuracy", "fresh.accuracy", "fresh.markers"),
+    ),
+    "initial_gap": Claim(
+        source="He et al. 2605.30070 (second-hand)",
+        published="gain linear in the gap: slopes 0.66 to 1.51, R^2 0.95 to 0.996, on code",
+        prediction="Over contexts and worlds the gain on the pool rises with the teacher's lead "
+        "before training (accuracy, context shown, minus the student's), with R^2 above 0.5, and "
+        "so does the gain on fresh problems. The gaps of other arms predict nothing.",
+        arms=GAP_ARMS,
+        statements=[
+            Statement("slope on the pool", lambda runs: gap_line(runs, "train")[0], above=0),
+            Statement("R^2 on the pool", lambda runs: gap_line(runs, "train")[1], above=0.5),
+            Statement("slope on fresh problems", lambda runs: gap_line(runs, "fresh")[0], above=0),
+        ],
+        control=Statement(
+            "slope on the pool with the gaps of other arms",
+            lambda runs: gap_line(runs, "train", shift=4)[0],
+        ),
+        shown=("train.accuracy", "fresh.accuracy"),
+    ),
+    "granularity": Claim(
+        source="Huebotter et al. 2601.20802",
+        published="accuracy on LCBv6: full vocabulary > sampled token > averaged > GRPO",
+        prediction="The finer the signal, the faster the pool is learned (mean reward of the "
+        "training batches): full vocabulary > sampled token > one advantage per completion > "
+        "GRPO. Under a context that tells nothing granularity does not matter.",
+        arms={
+            "full": FROZEN,
+            "sampled": FROZEN | {"loss": "sampled_token"},
+            "averaged": FROZEN | {"loss": "averaged_advantage"},
+            "grpo": GRPO,
+            "full, other problem": FROZEN | {"context": "other_problem"},
+            "averaged, other problem": FROZEN
+            | {"loss": "averaged_advantage", "context": "other_problem"},
+        },
+        statements=[
+            "mean reward: full - averaged > 0",
+            "mean reward: full - sampled > 0",
+            "mean reward: sampled - averaged > 0",
+            "mean reward: averaged - grpo > 0",
+        ],
+        control="mean reward: full, other problem - averaged, other problem",
+        shown=("train.accuracy", "fresh.accuracy"),
+        panels=[
+            Panel(
+                "reward of the training batches (fraction)",
+                "logged batch (the 1st, then every 5th)",
+                list(range(21)),
+                {
+                    arm: over_steps("curve.reward", arm)
+                    for arm in ("full", "sampled", "averaged", "grpo")
+                },
+            )
+        ],
+    ),
+    "sensitivity": Claim(
+        source="Zhu et al. 2605.11182",
+        published="mathematics: from harmful to helpful by teacher and loss; shared prompts: "
+        "reliable",
+        prediction="Over four teachers and two divergences the accuracy on fresh problems spreads "
+        "by more than 30 points for work step by step, and by less for a rule that all problems "
+        "share.",
+        arms=STEPWISE | RULED,
+        statements=[
+            Statement(
+                "spread of fresh.accuracy: step by step",
+                lambda runs: spread(runs, STEPWISE),
+                above=0.3,
+            )
+        ],
+        control=Statement(
+            "spread of fresh.accuracy: a shared rule", lambda runs: spread(runs, RULED)
+        ),
+        shown=("fresh.accuracy",),
+    ),
+}
+
+
+# 3. Verdicts --------------------------------------------------------------------------------------
+
+
+def verdict(values: list[float], *, above: float | None = None, below: float | None = None) -> dict:
+    """Mean, 95 % interval over seeds and the verdict on `mean > above`, or on `mean < below`.
+
+    reproduced: the whole interval is beyond the bound. opposite: the whole interval is on the other
+    side both of the bound and of 0. not reproduced: all else. Fewer than MIN_SEEDS: no verdict.
+    """
+    if (above is None) == (below is None):
+        raise ValueError(f"above {above}, below {below}; allowed: exactly one of them")
+    result = mean_and_interval(values)
+    sign, bound = (1, above) if below is None else (-1, -below)
+    if result["n"] < MIN_SEEDS:
+        return result | {"verdict": "too few seeds"}
+    low, high = sorted((sign * result["low"], sign * result["high"]))
+    words = "not reproduced"
+    if low > bound:
+        words = "reproduced"
+    elif high < min(0.0, bound):
+        words = "opposite"
+    return result | {"verdict": words}
+
+
+def judge(claim: Claim, runs: list[Runs]) -> dict:
+    """All statements, the control and the verdict of a claim, from the runs of every seed.
+
+    reproduced: every statement is, and the control removes the effect: it fails the bound of the
+    first statement, and the effect is larger, seed by seed. opposite: the first statement is.
+    """
+    first, control = statement(claim.statements[0]), statement(claim.control)
+    results = [judged(statement(s), runs) for s in claim.statements]
+    bound = {"above": first.above, "below": first.below}
+    control = judged(dataclasses.replace(control, **bound), runs)
+    sign = 1 if first.below is None else -1
+    pairs = zip(results[0]["values"], control["values"])
+    larger = verdict([sign * (effect - rest) for effect, rest in pairs], above=0.0)
+    passes = control["verdict"] == "reproduced"
+    control["removes_effect"] = larger["verdict"] == "reproduced" and not passes
+    verdicts = [r["verdict"] for r in results]
+    if "too few seeds" in verdicts:
+        total = "too few seeds"
+    elif verdicts[0] == "opposite":
+        total = "opposite"
+    else:
+        held = set(verdicts) == {"reproduced"} and control["removes_effect"]
+        total = "reproduced" if held else "not reproduced"
+    return {"verdict": total, "statements": results, "control": control}
+
+
+def judged(s: Statement, runs: list[Runs]) -> dict:
+    values, bound = [float(s.value(r)) for r in runs], {"above": s.above, "below": s.below}
+    return {"words": s.words, **bound, "values": values, **verdict(values, **bound)}
+
+
+# 4. Running, and keeping what has run -------------------------------------------------------------
+
+
+def claim_config(arm: dict, flags: dict, seed: int) -> tuple[str, TrainConfig]:
+    """The measurement of an arm and its settings; flags beat those of the arm."""
+    settings = {k: v for k, v in arm.items() if k != "measure"}
+    world = ",".join(filter(None, (settings.get("world"), flags.get("world"))))
+    settings = CLAIM_SETTINGS | settings | flags | {"seed": seed, "world": world}
+    return arm.get("measure", "training"), method_config(settings)
+
+
+def result_path(measure: str, config: TrainConfig) -> Path:
+    """Where the numbers of an arm are kept: a hash of all that determines them, code included."""
+    code, names = code_of(MEASUREMENTS[measure])
+    recipe = [code, machine(config), dataclasses.asdict(config.toy_world), config.rules]
+    recipe += [[n, getattr(config, n)] for n in sorted(names - {"cache_dir", "device", "threads"})]
+    recipe += [base_path(*needed).name for needed in bases_of(config)]
+    return Path(config.cache_dir) / "runs" / f"{measure}-{short_hash(recipe)}.json"
+
+
+def bases_of(config: TrainConfig) -> list[tuple[TrainConfig, str]]:
+    """Configurations and sizes of the base models that an arm starts from."""
+    external = config.teacher == "external" and config.external_teacher in EXTERNAL_BASES
+    return [(config, "base"), *([external_base(config)] if external else [])]
+
+
+def run_arm(job: tuple[str, TrainConfig]) -> dict[str, Any]:
+    """The numbers of an arm, from the file of an earlier run if there is one."""
+    path = result_path(*job)
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    measure, config = job
+    start = time.perf_counter()
+    numbers = MEASUREMENTS[measure](config)
+    numbers["seconds"] = time.perf_counter() - start
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, numbers)
+    return numbers
+
+
+def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) -> dict[str, dict]:
+    """The judged row of every named claim.
+
+    Arms that claims share run once, finished ones never again: an interrupted call goes on where it
+    stopped. Every run has one thread, so that no number depends on the workers.
+    """
+    torch.set_num_threads(1)  # as in the workers: it is part of what names a result
+    jobs = {
+        (name, arm, seed): claim_config(settings, flags, seed)
+        for name in names
+        for arm, settings in CLAIMS[name].arms.items()
+        for seed in seeds
+    }
+    open_jobs = {result_path(*job): job for job in jobs.values()}
+    open_jobs = {path: job for path, job in open_jobs.items() if not path.exists()}
+    bases = {base_path(*b): b for _, config in open_jobs.values() for b in bases_of(config)}
+    bases = {path: base for path, base in bases.items() if not path.exists()}
+    stages = (("base models", pretrain_only, bases), ("runs", run_arm, open_jobs))
+    stages = [(what, work, list(items.values())) for what, work, items in stages if items]
+    if workers == 1:
+        for what, work, items in stages:
+            list(progress(map(work, items), what, len(items)))
+    elif stages:
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
+            for what, work, items in stages:
+                list(progress(pool.map(work, items), what, len(items)))
+    rows = {}
+    for name in names:
+        claim = CLAIMS[name]
+        by_seed = [{arm: run_arm(jobs[name, arm, seed]) for arm in claim.arms} for seed in seeds]
+        codes = {code_of(MEASUREMENTS[jobs[name, arm, seeds[0]][0]])[0] for arm in claim.arms}
+        rows[name] = {
+            **{"source": claim.source, "published": claim.published},
+            **{"prediction": claim.prediction, "seeds": seeds, "flags": flags},
+            **judge(claim, by_seed),
+            **{"comment": claim.comment, "code": sorted(codes)},
+            "core_seconds": sum(numbers["seconds"] for r in by_seed for numbers in r.values()),
+            "arms": {arm: {"settings": s} for arm, s in claim.arms.items()},
+        }
+        for arm, row in rows[name]["arms"].items():
+            row["runs"] = [rounded(r[arm]) for r in by_seed]
+    return rows
+
+
+def rounded(value):
+    """Floats anywhere inside with five significant digits: what a file for readers needs."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def main_claims(names: list[str], flags: dict) -> None:
+    """Claims with their verdicts: on the terminal, in claims.json and claims.md, and drawn."""
+    seeds, workers = flags.pop("seeds", MIN_SEEDS), flags.pop("workers", os.cpu_count() or 1)
+    for name in names:
+        if name not in (*CLAIMS, "all"):
+            raise ValueError(f"--claim: {name!r}; allowed: all, {', '.join(CLAIMS)}")
+    names = list(CLAIMS) if "all" in names else list(dict.fromkeys(names))
+    check_several("claim", flags, seeds, workers)
+    folder = Path(flags.pop("out_dir", "") or "out/claims")
+    first, start = flags.pop("seed", 0), time.perf_counter()
+    known = read_claims(folder)
+    rows = run_claims(names, flags, list(range(first, first + seeds)), workers)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, row in rows.items():
+        draw_claim(folder / f"claim-{name}.png", name, row)
+        print(f"\n{claim_text(name, row)}")
+    rows = known | rows
+    rows = {name: rows[name] for name in CLAIMS if name in rows}
+    write_json(folder / "claims.json", rows)
+    write_atomically(folder / "claims.md", lambda p: p.write_text(claims_markdown(rows)))
+    print(f"\nwritten: {folder / 'claims.json'}, {folder / 'claims.md'}, claim-<name>.png")
+    print(f"{time.perf_counter() - start:.0f} seconds")
+
+
+def read_claims(folder: Path) -> dict[str, dict]:
+    """The rows of earlier calls. Raises ValueError if claims.json is none of ours."""
+    path = folder / "claims.json"
+    if not path.exists():
+        return {}
+    try:
+        rows = json.loads(path.read_text())
+        return {name: rows[name] | {"verdict": rows[name]["verdict"]} for name in rows}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--out_dir: {str(path)!r} has no claims; allowed: another") from None
+
+
+# 5. What a person sees: tables and pictures -------------------------------------------------------
+
+
+def interval_text(r: dict) -> str:
+    spread = "" if r["low"] is None else f" [{r['low']:.2f}, {r['high']:.2f}]"
+    return f"{r['mean']:.2f}{spread}"
+
+
+def claim_text(name: str, row: dict) -> str:
+    """A judged claim for the terminal."""
+    lines = [f"{name}: {row['verdict'].upper()}   ({row['source']})"]
+    lines += textwrap.wrap(f"Predicted: {row['prediction']}", 100, initial_indent="  ")
+    for s in row["statements"]:
+        bound = f"> {s['above']:g}" if s["below"] is None else f"< {s['below']:g}"
+        lines.append(f"  {s['verdict']:15}{interval_text(s):>22}  ({bound})  {s['words']}")
+    c = row["control"]
+    held = "removes it" if c["removes_effect"] else "remains"
+    lines.append(f"  control: {held:6}{interval_text(c):>22}  {c['words']}")
+    if row["comment"]:
+        lines += textwrap.wrap(row["comment"], 100, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def claims_markdown(rows: dict[str, dict]) -> str:
+    """The table of all claims, as it stands in the README, and every statement below it."""
+    lines = ["| claim | verdict | effect, predicted | control | source |", "|---" * 5 + "|"]
+    for name, row in rows.items():
+        s, c = row["statements"][0], row["control"]
+        bound = f"> {s['above']:g}" if s["below"] is None else f"< {s['below']:g}"
+        held = sum(r["verdict"] == "reproduced" for r in row["statements"])
+        count = f"{held} of {len(row['statements'])} statements"
+        removed = "removes it" if c["removes_effect"] else "does not remove it"
+        lines.append(
+            f"| `{name}` | **{row['verdict']}**, {count} "
+            f"| {s['words']}: {interval_text(s)}, {bound} "
+            f"| {c['words']}: {interval_text(c)}, {removed} | {row['source']} |"
+        )
+    for name, row in rows.items():
+        lines += ["", f"## {name}: {row['verdict']}", "", f"![{name}](claim-{name}.png)", ""]
+        lines += [f"Source: {row['source']}. Published: {row['published']}", ""]
+        lines += [f"Predicted before the runs: {row['prediction']}", ""]
+        for s in row["statements"]:
+            bound = f"above {s['above']:g}" if s["below"] is None else f"below {s['below']:g}"
+            lines.append(f"- {s['verdict']}: {s['words']}: {interval_text(s)}, predicted {bound}")
+        lines.append(f"- control: {row['control']['words']}: {interval_text(row['control'])}")
+        lines += ["", row["comment"]] if row["comment"] else []
+        seeds = f"--seed {row['seeds'][0]} --seeds {len(row['seeds'])}"
+        lines += ["", f"    python train_gpt.py --claim {name} {seeds}"]
+    return "\n".join(lines) + "\n"
+
+
+def draw_claim(path: Path, name: str, row: dict) -> None:
+    """claim-<name>.png: what was measured in every arm, and each statement against its bound."""
+    from matplotlib.figure import Figure
+
+    claim = CLAIMS[name]
+    runs = [{arm: a["runs"][i] for arm, a in row["arms"].items()} for i in range(len(row["seeds"]))]
+    trained = [arm for arm, r in runs[0].items() if "after.fresh.accuracy" in r]
+    shown = claim.shown if trained else ()
+    count = len(row["statements"]) + 1
+    arms_height = 0.32 * len(trained) * bool(shown)
+    height = 2.0 + max(0.75 * count, arms_height, 3.2)
+    figure = Figure(
+        figsize=(5 * (len(shown) + len(claim.panels)) + 6, height), layout="constrained"
+    )
+    title = textwrap.fill(f"{name}: {row['verdict'].upper()}. Predicted: {row['prediction']}", 120)
+    figure.suptitle(title, ha="left", x=0.01, fontsize=11)
+    columns = len(shown) + len(claim.panels)
+    grid = figure.add_gridspec(1, columns + 1, width_ratios=[5] * columns + [6])
+    for i, panel in enumerate(claim.panels):
+        draw_panel(figure.add_subplot(grid[i]), panel, runs)
+    for i, what in enumerate(shown, start=len(claim.panels)):
+        draw_arms(figure.add_subplot(grid[i]), what, trained, runs, labelled=i == len(claim.panels))
+    cells = grid[columns].subgridspec(count, 1)
+    results = [*row["statements"], row["control"] | {"above": None, "below": None}]
+    for cell, result in zip(cells, results):
+        draw_statement(figure.add_subplot(cell), result)
+    seeds = f"{row['seeds'][0]} to {row['seeds'][-1]}"
+    figure.supxlabel(
+        f"Bars: mean and 95 % interval over seeds {seeds}; dots: seeds. Published: "
+        f"{row['published']} ({row['source']})",
+        fontsize=8,
+    )
+    write_atomically(path, lambda p: figure.savefig(p, dpi=100, format="png"))
+
+
+VERDICT_COLOURS = {"reproduced": "tab:green", "not reproduced": "tab:orange", "opposite": "tab:red"}
+
+
+def draw_statement(axes, result: dict) -> None:
+    """An interval against the bound that the prediction shades; the control has no colour."""
+    bound = result["above"] if result["below"] is None else result["below"]
+    control = bound is None
+    colour = "0.4" if control else VERDICT_COLOURS.get(result["verdict"], "tab:blue")
+    half = 0 if result["low"] is None else result["high"] - result["mean"]
+    axes.errorbar(result["mean"], 0, xerr=half, fmt="o", capsize=4, color=colour)
+    axes.plot(result["values"], [-0.35] * len(result["values"]), ".", color=colour, alpha=0.5)
+    axes.axvline(0, color="0.7", lw=0.8)
+    if not control:
+        low, high = axes.get_xlim()
+        low, high = min(low, bound - 0.05 * abs(bound)), max(high, bound + 0.05 * abs(bound))
+        axes.axvspan(*((bound, high) if result["below"] is None else (low, bound)), alpha=0.12)
+        axes.set_xlim(low, high)
+    words = f"control: {result['words']}" if control else f"{result['verdict']}: {result['words']}"
+    axes.set_title(textwrap.fill(words, 78), fontsize=8, loc="left", color=colour)
+    axes.set(yticks=[], ylim=(-0.7, 0.5))
+    axes.tick_params(labelsize=8)
+
+
+def draw_arms(axes, what: str, arms: list[str], runs: list[Runs], labelled: bool) -> None:
+    """One measure after training in every arm, the untrained model as a dashed line."""
+    split, _, heading = what.partition(".")
+    words = {heading: words for words, heading in MEASURES.values()}
+    for y, arm in enumerate(arms):
+        values = [r[arm][f"after.{what}"] for r in runs]
+        m = mean_and_interval(values)
+        half = 0 if m["low"] is None else m["high"] - m["mean"]
+        axes.errorbar(m["mean"], y, xerr=half, fmt="o", capsize=3, color="tab:blue")
+        axes.plot(values, [y] * len(values), ".", color="tab:blue", alpha=0.35)
+    before = float(np.mean([r[arms[0]][f"before.{what}"] for r in runs]))
+    axes.axvline(before, color="0.4", ls="--", lw=1, label="before training")
+    axes.set_yticks(range(len(arms)), arms if labelled else [""] * len(arms), fontsize=8)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_title(f"{split} problems:\n{words[heading]}", fontsize=9)
+    axes.set_xlim(0, 1.02 if heading in ("accuracy", "direct", "remark") else None)
+    axes.grid(axis="x", alpha=0.3)
+    if labelled:
+        axes.legend(fontsize=7)
+
+
+def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
+    """Curves with their 95 % intervals over seeds."""
+    numeric = not any(isinstance(x, str) for x in panel.x)
+    x = panel.x if numeric else list(range(len(panel.x)))
+    for label, curve in panel.curves.items():
+        points = [mean_and_interval(list(values)) for values in zip(*(curve(r) for r in runs))]
+        means = [p["mean"] for p in points]
+        (line,) = axes.plot(x[: len(means)], means, marker=".", label=label)
+        if points[0]["low"] is not None:
+            band = [[p[side] for p in points] for side in ("low", "high")]
+            axes.fill_between(x[: len(means)], *band, alpha=0.15, color=line.get_color())
+    if not numeric:
+        axes.set_xticks(x, panel.x)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.x_label, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
