@@ -22,6 +22,7 @@ import os
 import pickle
 import platform
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -1502,6 +1503,489 @@ def draw_comparison(path: Path, result: dict) -> None:
         axes.set_ylim(0, 1.02 if name.endswith("_frac") else None)
     figure.axes[0].legend(ncols=2)
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+
+
+# Measurements on the base model (claims information, horizon, prefix_mismatch)
+
+# A rule changes what the right answer is, so it is no context of the same problem.
+INFORMATION_CONTEXTS = tuple(c for c in toy_tasks.CONTEXTS if c != "rule")
+SIBLINGS = 8  # contexts per problem in the mutual information, which can show at most log 8 nats
+
+
+@dataclass
+class Probe:
+    """What all measurements start from: problems, and the base model's completions of them."""
+
+    config: TrainConfig
+    task: ToyTask
+    student: GPT
+    rng: random.Random
+    generator: torch.Generator
+    examples: list[Example]  # each one `repeats` times in a row
+    texts: list[str]
+    rewards: Tensor  # (B,)
+
+    @classmethod
+    def draw(cls, config: TrainConfig, name: str, problems: list, repeats: int = 1) -> "Probe":
+        """The base model's own completions of the problems, from random numbers of that name."""
+        task, (student, _, _) = make_task(config), initial_model(config)
+        generator = seeded(f"{name}-{config.seed}", next(student.parameters()).device)
+        examples = [Example(p) for p in problems for _ in range(repeats)]
+        rng = random.Random(f"{name}-{config.seed}")
+        probe = cls(config, task, student, rng, generator, examples, [], torch.zeros(0))
+        probe.texts, probe.rewards = probe.go_on(student, examples)
+        return probe
+
+    def contexts(self, examples: list[Example], kind: str, attempts=None) -> list[str]:
+        attempts = attempts or [""] * len(examples)
+        return [self.task.context(e, kind, self.rng, a) for e, a in zip(examples, attempts)]
+
+    def prompts(self, examples: list[Example], contexts=None, prefixes=None) -> Prompts:
+        """Prompts that end with a prefix (token ids) of the completion."""
+        contexts, prefixes = contexts or [""] * len(examples), prefixes or [[]] * len(examples)
+        rows = [
+            self.task.prompt_ids(e, c) + list(p) for e, c, p in zip(examples, contexts, prefixes)
+        ]
+        return Prompts(*minisd.pad_left(rows, self.task.pad_id, self.generator.device))
+
+    def write(self, model: GPT, prompts: Prompts) -> Completions:
+        return write(
+            *(self.config, self.task, model, prompts, slice(None), self.generator), temperature=1.0
+        )
+
+    def go_on(
+        self, model: GPT, examples: list[Example], contexts=None, prefixes=None
+    ) -> tuple[list[str], Tensor]:
+        """Whole completions as the model finishes each prefix (default: none), and rewards (B,)."""
+        ids = self.write(model, self.prompts(examples, contexts, prefixes)).ids.tolist()
+        prefixes = prefixes or [[]] * len(examples)
+        texts = [self.task.decode([*p, *row]) for p, row in zip(prefixes, ids)]
+        grades = [self.task.grade(text, e) for text, e in zip(texts, examples)]
+        return texts, torch.tensor([g.reward for g in grades])
+
+    def sums(self, prompts: Prompts, completions: Completions, terms) -> Tensor:
+        """Sums (B,) over the tokens of the one reading that `terms` returns; see `minisd.score`."""
+        parts = torch.arange(len(completions.ids)).split(128)  # 128 rows stay in a core's cache
+        scored = [
+            minisd.score(self.student, prompts.take(i), completions.take(i), terms) for i in parts
+        ]
+        return torch.cat([value.sum(1) for part in scored for value in part.values()])
+
+    def rows(self, texts: list[str]) -> Completions:
+        """Texts as completions with their end token."""
+        rows = [[*self.task.encode(text), self.task.end_id] for text in texts]
+        return Completions.from_rows(rows, self.task.pad_id, self.generator.device)
+
+
+def mean_and_error(values: Tensor) -> list[float]:
+    """[mean, standard error] of independent values."""
+    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
+
+
+def sampled_entropy(
+    probe: Probe, examples: list[Example], contexts: list[str], samples: int
+) -> Tensor:
+    """Estimates (B, samples) of the entropy of whole completions, in nats.
+
+    The chain rule with each position's entropy computed exactly: only the prefixes are sampled.
+    """
+    repeated = [e for e in examples for _ in range(samples)]
+    prompts = probe.prompts(repeated, [c for c in contexts for _ in range(samples)])
+    completions = probe.write(probe.student, prompts)
+    entropies = probe.sums(prompts, completions, lambda p, q, ids: {"": minisd.entropy(p)})
+    return entropies.view(len(examples), samples)
+
+
+@torch.no_grad()
+def measure_information(config: TrainConfig) -> dict:
+    """How much each context tells the base model about its completion, in nats per completion.
+
+    information: H(y|x) - H(y|x,c), [mean, standard error over fresh problems], of the entropies of
+    one network without and with the context. NOTE: this is a gap between two policies, no Shannon
+    information: where c is a function of x, as in `answer`, `partial` and `solution`, I(y;c|x) of
+    a student that could compute c is 0, and where the policy without context is not the mean over c
+    of those with it the gap may even be negative (a context can make its reader less certain).
+    enumerated: the same gap on a few problems of one operation and for the first ENUMERATED_TOKENS,
+    [exact but for improbable prefixes, bound of what these change, by sampling, standard error].
+    mutual_information: for contexts that are random given x, I(y;c|x) of the policy with context,
+    under its own marginal E_c pi(y|x,c): {"below", "above"} bracket it, [mean, standard error]
+    each. `sibling` is a correct completion of the student's own; problems without are left out.
+    """
+    rng = random.Random(f"information-problems-{config.seed}")
+    task = make_task(config)
+    problems = [e.problem for e in task.evaluation("fresh", config.eval_problems, rng)]
+    draws = 2 * SIBLINGS
+    probe = Probe.draw(config, "information", problems, draws)
+    examples, result = probe.examples[::draws], {"information": {}, "entropy": {}}
+    groups = [range(i, i + draws) for i in range(0, len(probe.examples), draws)]
+    siblings = [[probe.texts[i] for i in g if probe.rewards[i] == 1] for g in groups]
+
+    unaided = sampled_entropy(probe, examples, [""] * len(examples), samples=2).mean(1)
+    for kind in INFORMATION_CONTEXTS:
+        use = [i for i in range(len(examples)) if siblings[i] or kind != "sibling"]
+        shown = [siblings[i][0] if kind == "sibling" else probe.texts[groups[i][0]] for i in use]
+        chosen = [examples[i] for i in use]
+        contexts = probe.contexts(chosen, kind, shown)
+        aided = sampled_entropy(probe, chosen, contexts, samples=2).mean(1)
+        result["information"][kind] = mean_and_error(unaided[use] - aided)
+        result["entropy"][kind] = mean_and_error(aided)
+
+    enough = [i for i in range(len(examples)) if len(siblings[i]) >= SIBLINGS]
+    chosen = [examples[i] for i in enough]
+    attempts = {
+        "sibling": [siblings[i][:SIBLINGS] for i in enough],
+        "feedback": [[probe.texts[j] for j in groups[i]][:SIBLINGS] for i in enough],
+    }
+    attempts["other_problem"] = attempts["feedback"]  # not shown
+    result["mutual_information"] = {
+        kind: mutual_information(probe, chosen, kind, shown) for kind, shown in attempts.items()
+    }
+    result["mutual_information_problems"] = len(chosen)
+    result["enumerated"] = enumerated_information(probe)
+    return result
+
+
+def mutual_information(
+    probe: Probe, examples: list[Example], kind: str, attempts: list[list[str]]
+) -> dict[str, list[float]]:
+    """I(y;c|x) of a context that is random given x, see `measure_information`.
+
+    attempts: for each example the completions that its SIBLINGS contexts are made of.
+    """
+    if not examples:
+        return {"below": [0.0, 0.0], "above": [0.0, 0.0]}
+    repeated = [e for e in examples for _ in range(SIBLINGS)]
+    contexts = probe.contexts(repeated, kind, [a for row in attempts for a in row])
+    prompts = probe.prompts(repeated, contexts)  # (B * M, P)
+    first = torch.arange(0, len(repeated), SIBLINGS)
+    written = probe.write(probe.student, prompts.take(first))
+    all_contexts = written.take(torch.arange(len(examples)).repeat_interleave(SIBLINGS))
+    log_probs = probe.sums(prompts, all_contexts, reference_terms).view(-1, SIBLINGS)
+    below, above = minisd.mutual_information_bounds(log_probs)
+    return {"below": mean_and_error(below), "above": mean_and_error(above)}
+
+
+# Of the enumeration: problems, tokens of a completion, probability of a prefix that is followed. A
+# step-by-step completion of one operation has 10 tokens, 17 with a slip.
+ENUMERATED_PROBLEMS, ENUMERATED_TOKENS, LEAST_MASS = 4, 16, 1e-6
+
+
+def enumerated_information(probe: Probe) -> dict[str, list[float]]:
+    """H(y|x) - H(y|x,c) of the first tokens of completions; see `measure_information`."""
+    short = dataclasses.replace(probe.config, max_new_tokens=ENUMERATED_TOKENS)
+    probe = dataclasses.replace(probe, config=short)
+    operators, problems = probe.task.operators, ENUMERATED_PROBLEMS
+    drawn = [toy_tasks.draw_problem(probe.rng, operators, range(1, 2)) for _ in range(problems)]
+    examples, found = [Example(p) for p in drawn], {}
+    for kind in ("none", "answer", "solution"):
+        contexts = probe.contexts(examples, kind)
+        exact, bound, _ = minisd.enumerated_entropy(
+            *(probe.student, probe.prompts(examples, contexts).ids),
+            max_new_tokens=ENUMERATED_TOKENS,
+            end_id=probe.task.end_id,
+            least_mass=LEAST_MASS,
+        )
+        sampled = sampled_entropy(probe, examples, contexts, samples=128)
+        # The problems are fixed, so the error is that of the samples alone.
+        variance = sampled.var(1).sum() / sampled.shape[1] / problems**2
+        found[kind] = torch.stack([exact.mean(), bound.mean(), sampled.mean(), variance])
+    result = {}
+    for kind in ("answer", "solution"):
+        h, _, sampled, _ = found["none"] - found[kind]
+        _, bound, _, variance = found["none"] + found[kind]
+        result[kind] = [x.item() for x in (h, bound, sampled, variance.sqrt())]
+    return result
+
+
+HORIZON_PROBLEMS, HORIZON_GROUP = 192, 8
+FORCED = 256  # completions into which a wrong step is written
+CUTS = ("before the error", "right after it", "1 step later", "2 steps later", "3 steps later")
+SINCE_ERROR = ("before", "0-3", "4-7", "8-15", "16+")  # tokens since the wrong one, not counting it
+DECILES = 10
+READINGS = ("reverse_kl", "forward_kl", "disagreement", "student_entropy")
+
+
+def long_problems(task: ToyTask, rng: random.Random, count: int) -> list[toy_tasks.Problem]:
+    """Training problems of three or more operations (of the most, in a smaller world)."""
+    least, found = min(3, task.world.max_operations), []
+    while len(found) < count:
+        problem = toy_tasks.draw_split(rng, task.world, "train", task.operators)
+        found += [problem] * (len(problem.operators) >= least)
+    return found
+
+
+def all_steps_right(example: Example, text: str, reward: float) -> bool:
+    """True for a right answer with every step restated; slips that are corrected are allowed."""
+    steps = map(re.escape, toy_tasks.right_steps(example.problem))
+    sound = toy_tasks.first_wrong_step(example.problem, text) is None
+    return bool(reward == 1 and sound and re.search(".*".join(steps), text))
+
+
+def cuts_around(ids: list[int], error: int) -> list[int | None]:
+    """How many tokens to keep for each of CUTS; None where the completion has ended before."""
+    ends = [t for t, i in enumerate(ids) if i == toy_tasks.TOKEN_ID["; "] and t > error]
+    return [error, *ends[:4], *[None] * (4 - len(ends))]
+
+
+def accuracy_from(
+    probe: Probe, model: GPT, examples: list[Example], texts: list[str], cuts: list, kind="none"
+) -> tuple[list[float | None], list[int]]:
+    """Accuracy of the model's completions from the texts as far as each cut, and their numbers.
+
+    cuts: for each text a list of numbers of tokens, None for no such cut.
+    """
+    picked = [(i, k) for i, row in enumerate(cuts) for k, cut in enumerate(row) if cut is not None]
+    if not picked:
+        return minisd.binned_means(torch.zeros(0), torch.zeros(0), len(CUTS))
+    chosen = [examples[i] for i, _ in picked]
+    prefixes = [probe.task.encode(texts[i])[: cuts[i][k]] for i, k in picked]
+    _, rewards = probe.go_on(model, chosen, probe.contexts(chosen, kind), prefixes)
+    return minisd.binned_means(rewards, torch.tensor([k for _, k in picked]), len(cuts[0]))
+
+
+def compare_with_teacher(
+    probe: Probe, examples: list[Example], texts: list[str], terms
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`terms` (see `minisd.score`) of student and teacher, which sees the solution, and the mask."""
+    completions = probe.rows(texts)
+    values = minisd.score(
+        *(probe.student, probe.prompts(examples), completions, terms),
+        teacher=Teacher("live", probe.student),
+        teacher_prompts=probe.prompts(examples, probe.contexts(examples, "solution")),
+    )
+    return values, completions.mask
+
+
+@torch.no_grad()
+def readings(probe: Probe, examples: list[Example], texts: list[str]):
+    """READINGS per token (B, T), and the mask."""
+    values, mask = compare_with_teacher(
+        probe, examples, texts, partial(position_terms, probe.config)
+    )
+    gap = values["teacher_log_probs"] - values["student_log_probs"]
+    values["disagreement"] = (gap <= -1).float()  # at least 1 nat less likely to the teacher
+    return {name: values[name] for name in READINGS}, mask
+
+
+def readings_since_error(
+    probe: Probe, name: str, examples: list[Example], texts: list[str], errors: list[int]
+) -> dict[str, list]:
+    """Mean READINGS in the bins SINCE_ERROR. The wrong token itself is in none of them."""
+    if not texts:
+        return {f"since_error_tokens_{name}": [0] * len(SINCE_ERROR)}
+    values, mask = readings(probe, examples, texts)
+    since = torch.arange(mask.shape[1]) - torch.tensor(errors)[:, None] - 1  # (B, T)
+    bins = torch.bucketize(since, torch.tensor([0, 4, 8, 16]), right=True)
+    bins = bins.masked_fill(~mask | (since == -1), -1)
+    result = {}
+    for reading, value in values.items():
+        means, counts = minisd.binned_means(value, bins, len(SINCE_ERROR))
+        result[f"since_error_{reading}_{name}"] = means
+        result[f"since_error_tokens_{name}"] = counts
+    return result
+
+
+def readings_by_position(
+    probe: Probe, name: str, examples: list[Example], texts: list[str]
+) -> dict[str, list]:
+    """Mean READINGS in the tenths of the completions."""
+    if not texts:
+        return {f"position_completions_{name}": 0}
+    values, mask = readings(probe, examples, texts)
+    bins = torch.arange(mask.shape[1]) * DECILES // mask.sum(1, keepdim=True)
+    bins = bins.masked_fill(~mask, -1)
+    means = {k: minisd.binned_means(v, bins, DECILES)[0] for k, v in values.items()}
+    return {f"position_completions_{name}": len(texts)} | {
+        f"position_{k}_{name}": v for k, v in means.items()
+    }
+
+
+def measure_horizon(config: TrainConfig) -> dict:
+    """What the teacher's signal is worth after the student's first wrong step.
+
+    The teacher is the base model with the solution, the student the same without; completions are
+    the student's on training problems of three or more operations, direct ones left out. natural:
+    those with an uncorrected wrong step. forced: right ones into which such a step was written at
+    random, all that follows worked from it, if that makes the answer wrong. unforced: the same
+    before the writing, cut at the same places: the control for position.
+
+    cuts: x of teacher_*, unaided_* and cut_counts_*, the accuracy of completions from there; own:
+    the teacher's own step-by-step completions, cut as the forced ones (they share the first token,
+    since the teacher of itself hardly ever writes steps). since_error_*: READINGS, nats or a
+    fraction per token, in the bins since_error_bins. position_*: in tenths of the completion, for
+    right and wrong ones. gradient_*: see `horizon_gradients`. None stands for the mean of nothing.
+    """
+    rng = random.Random(f"horizon-problems-{config.seed}")
+    problems = long_problems(make_task(config), rng, HORIZON_PROBLEMS)
+    probe = Probe.draw(config, "horizon", problems, HORIZON_GROUP)
+    rows = list(zip(probe.examples, probe.texts, probe.rewards.tolist()))
+    rows = [row for row in rows if not row[1].startswith(toy_tasks.ANSWER)]
+    natural = [r for r in rows if toy_tasks.first_wrong_step(r[0].problem, r[1]) is not None]
+    sound = [r for r in rows if all_steps_right(*r)]
+    written = [
+        (e, text, toy_tasks.force_wrong_step(e.problem, text, probe.rng))
+        for e, text, _ in probe.rng.sample(sound, len(sound))
+    ]
+    written = [w for w in written if probe.task.grade(w[2], w[0]).reward == 0][:FORCED]
+    examples, unforced, forced = ([w[i] for w in written] for i in range(3))
+
+    def errors_and_cuts(examples: list[Example], texts: list[str]) -> tuple[list, list]:
+        errors = [toy_tasks.first_wrong_step(e.problem, t) for e, t in zip(examples, texts)]
+        ids = map(probe.task.encode, texts)
+        return errors, [cuts_around(i, error) for i, error in zip(ids, errors)]
+
+    errors, cuts = errors_and_cuts(examples, forced)
+    natural_examples, natural_texts = [r[0] for r in natural], [r[1] for r in natural]
+    natural_errors, natural_cuts = errors_and_cuts(natural_examples, natural_texts)
+    own = []
+    if examples:
+        first = [probe.task.encode(text)[:1] for text in unforced]
+        shown = probe.contexts(examples, "solution")
+        own, _ = probe.go_on(probe.student, examples, shown, first)
+    sources = {
+        "natural": (natural_examples, natural_texts, natural_cuts),
+        "forced": (examples, forced, cuts),
+        "unforced": (examples, unforced, cuts),
+        "own": (examples, own, cuts),
+    }
+    result = {"cuts": list(CUTS), "since_error_bins": list(SINCE_ERROR)}
+    result["position_frac"] = [(i + 0.5) / DECILES for i in range(DECILES)]
+    for name, source in sources.items():
+        for reader, kind in (("teacher", "solution"), ("unaided", "none")):
+            accuracy, counts = accuracy_from(probe, probe.student, *source, kind)
+            result[f"{reader}_{name}"], result[f"cut_counts_{name}"] = accuracy, counts
+    result |= readings_since_error(
+        probe, "natural", natural_examples, natural_texts, natural_errors
+    )
+    result |= readings_since_error(probe, "forced", examples, forced, errors)
+    result |= readings_since_error(probe, "unforced", examples, unforced, errors)
+    for name, reward in (("correct", 1), ("incorrect", 0)):
+        chosen = [r for r in rows if r[2] == reward]
+        result |= readings_by_position(probe, name, [r[0] for r in chosen], [r[1] for r in chosen])
+    if examples:
+        result |= horizon_gradients(
+            probe, examples, {"forced": forced, "unforced": unforced}, errors
+        )
+    return result | early_and_late_gradients(probe)
+
+
+def horizon_gradients(
+    probe: Probe, examples: list[Example], texts: dict[str, list[str]], errors: list[int]
+) -> dict[str, float]:
+    """Cosines of the distillation gradient before and after the error with the reward gradient.
+
+    Each is the gradient of a mean reverse KL: over the tokens up to the error, and after it. The
+    reward gradient is REINFORCE with the group's mean as baseline over all completions of the
+    probe; gradient_cosine_halves, of its two halves, tells how far noise holds a cosine down.
+    first: of the first token alone, which decides whether steps are written at all; it is left out
+    of `before`.
+    """
+    half = len(probe.examples) // (2 * HORIZON_GROUP) * HORIZON_GROUP
+    halves = [reward_gradient(probe, rows) for rows in (slice(half), slice(half, None))]
+    reward = halves[0] + halves[1]
+    cosine = partial(torch.cosine_similarity, dim=0)
+    result = {"gradient_cosine_halves": cosine(*halves).item()}
+    for name, rows in texts.items():
+        values, mask = compare_with_teacher(probe, examples, rows, distillation_terms)
+        t, error = torch.arange(mask.shape[1]), torch.tensor(errors)[:, None]
+        parts = {"first": t < 1, "before": (t >= 1) & (t <= error), "after": t > error}
+        means = [minisd.masked_mean(values["reverse_kl"], mask & part) for part in parts.values()]
+        gradients = minisd.flat_gradients(means, probe.student)
+        for part, gradient in zip(parts, gradients):
+            result[f"gradient_cosine_{part}_{name}"] = cosine(gradient, reward).item()
+            result[f"gradient_norm_{part}_{name}"] = gradient.norm().item()
+    return result
+
+
+def distillation_terms(student_logits: Tensor, teacher_logits: Tensor, ids: Tensor):
+    return {"reverse_kl": minisd.reverse_kl(student_logits, teacher_logits)}
+
+
+def reward_gradient(probe: Probe, rows: slice) -> Tensor:
+    """Minus the gradient of the expected reward, estimated from some of the probe's completions."""
+    completions = probe.rows(probe.texts[rows])
+    prompts = probe.prompts(probe.examples[rows])
+    log_probs = probe.sums(prompts, completions, reference_terms)
+    advantages = minisd.group_advantages(
+        probe.rewards[rows].view(-1, HORIZON_GROUP), normalise="mean"
+    ).flatten()
+    return minisd.flat_gradients([-(advantages * log_probs).mean()], probe.student)[0]
+
+
+def early_and_late_gradients(probe: Probe, groups: int = 24, each: int = 4) -> dict[str, float]:
+    """Firth's reading: gradients of single completions, loss on the first or last quarter alone.
+
+    Mean norm, and mean cosine between the step-by-step completions of one problem; by count of
+    tokens, the end token included. The problems are the first that have enough of them.
+    """
+    starts = range(0, len(probe.examples), HORIZON_GROUP)
+    steps = [
+        [i for i in range(s, s + HORIZON_GROUP) if not probe.texts[i].startswith(toy_tasks.ANSWER)]
+        for s in starts
+    ]
+    found: dict[str, list] = {"early": [], "late": []}
+    for group in [g[:each] for g in steps if len(g) >= each][:groups]:
+        gradients = []
+        for i in group:
+            values, mask = compare_with_teacher(
+                probe, [probe.examples[i]], [probe.texts[i]], distillation_terms
+            )
+            value, quarter = values["reverse_kl"][0], math.ceil(mask.shape[1] / 4)
+            ends = [value[:quarter].mean(), value[-quarter:].mean()]
+            gradients.append(minisd.flat_gradients(ends, probe.student))
+        for name, vectors in zip(found, zip(*gradients)):
+            found[name].append(minisd.norm_and_cosine(torch.stack(vectors)))
+    result = {"gradient_groups": len(found["early"])}
+    for name, pairs in found.items():
+        for reading, values in zip(("norm", "pairwise_cosine"), zip(*pairs)):
+            result[f"gradient_{reading}_{name}"] = float(np.mean(values))
+    return result
+
+
+PREFIX_PROBLEMS = 384
+PREFIX_FRACS = (0.0, 0.25, 0.5, 0.75)  # of the tokens of a completion
+
+
+def measure_prefixes(config: TrainConfig) -> dict:
+    """Accuracy of teachers from a student's prefixes and from their own, by length of the prefix.
+
+    prefix_fracs is the x of all lists. teacher: the base model with the solution. external: a base
+    model of the same world whose authors never answer directly (functional_markers=false), without
+    context. unaided: the student itself. `student`: prefixes of its completions on training
+    problems of three or more operations; `own`: of the reader's. steps: for completions that are
+    not direct; there the teacher's own begin with the student's first token, since of itself it
+    hardly ever writes steps.
+    """
+    rng = random.Random(f"prefix-problems-{config.seed}")
+    problems = long_problems(make_task(config), rng, PREFIX_PROBLEMS)
+    probe = Probe.draw(config, "prefixes", problems)
+    world = ",".join(filter(None, (config.world, "functional_markers=false")))
+    external, _ = base_model(dataclasses.replace(config, world=world))
+
+    def by_length(model: GPT, kind: str, examples: list[Example], texts: list[str]) -> list:
+        lengths = [len(probe.task.encode(text)) for text in texts]
+        cuts = [[int(frac * length) for frac in PREFIX_FRACS] for length in lengths]
+        return accuracy_from(probe, model, examples, texts, cuts, kind)[0]
+
+    readers = {
+        "teacher": (probe.student, "solution"),
+        "external": (external, "none"),
+        "unaided": (probe.student, "none"),
+    }
+    rows = list(zip(probe.examples, probe.texts))
+    steps = [row for row in rows if not row[1].startswith(toy_tasks.ANSWER)]
+    result = {"prefix_fracs": list(PREFIX_FRACS)}
+    for suffix, chosen in (("", rows), ("_steps", steps)):
+        examples, texts = [r[0] for r in chosen], [r[1] for r in chosen]
+        result[f"prefix_completions{suffix}"] = len(texts)
+        for name, (model, kind) in readers.items():
+            result[f"{name}_student_prefix{suffix}"] = by_length(model, kind, examples, texts)
+            if name == "unaided" or not texts:
+                continue
+            first = [probe.task.encode(text)[:1] if suffix else [] for text in texts]
+            own, _ = probe.go_on(model, examples, probe.contexts(examples, kind), first)
+            result[f"{name}_own_prefix{suffix}"] = by_length(model, kind, examples, own)
+    return result
 
 
 # 10. Command line ---------------------------------------------------------------------------------
