@@ -1011,10 +1011,12 @@ def enumerated_entropy(
     """
     B, _ = prompt_ids.shape
     rows, owner = prompt_ids, torch.arange(B, device=prompt_ids.device)
-    mass = torch.ones(B, device=prompt_ids.device)  # P(prefix) of each row
+    # P(prefix) of each row; float64, since thousands of small ones are added up.
+    mass = torch.ones(B, dtype=torch.float64, device=prompt_ids.device)
     total, bound, ended = (torch.zeros_like(mass) for _ in range(3))
     for left in reversed(range(max_new_tokens)):
-        logits = torch.cat([model.head(model.hidden(r)[:, -1]) for r in rows.split(1024)])
+        states = torch.cat([model.hidden(part)[:, -1] for part in rows.split(1024)])  # (R, C)
+        logits = model.head(states).double()
         total.index_add_(0, owner, mass * entropy(logits[None])[0])
         next_mass = mass[:, None] * log_softmax(logits).exp()  # (R, V)
         follow = next_mass > least_mass if left else torch.zeros_like(next_mass, dtype=torch.bool)

@@ -419,8 +419,14 @@ def first_wrong_step(problem: Problem, completion: str) -> int | None:
     return wrong
 
 
+def is_faultless(problem: Problem, completion: str) -> bool:
+    """True if every step is restated right at the first go, and then the right answer."""
+    parts = [*right_steps(problem), f"{ANSWER}{problem.values[-1]}"]
+    return completion.removeprefix(MARKER) == "; ".join(parts)
+
+
 def force_wrong_step(problem: Problem, completion: str, rng: random.Random) -> str:
-    """A right step-by-step completion with one result wrong and all that follows worked from it.
+    """A faultless completion with one result wrong and all that follows worked from it.
 
     The step is drawn uniformly; up to its result every token stays as it was.
     """

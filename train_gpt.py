@@ -22,7 +22,6 @@ import os
 import pickle
 import platform
 import random
-import re
 import subprocess
 import sys
 import textwrap
@@ -1557,6 +1556,8 @@ class Probe:
         self, model: GPT, examples: list[Example], contexts=None, prefixes=None
     ) -> tuple[list[str], Tensor]:
         """Whole completions as the model finishes each prefix (default: none), and rewards (B,)."""
+        if not examples:
+            return [], torch.zeros(0)
         ids = self.write(model, self.prompts(examples, contexts, prefixes)).ids.tolist()
         prefixes = prefixes or [[]] * len(examples)
         texts = [self.task.decode([*p, *row]) for p, row in zip(prefixes, ids)]
@@ -1577,11 +1578,14 @@ class Probe:
         return Completions.from_rows(rows, self.task.pad_id, self.generator.device)
 
 
-def mean_and_error(values: Tensor) -> list[float]:
-    """[mean, standard error] of independent values."""
+def mean_and_error(values: Tensor) -> list[float | None]:
+    """[mean, standard error] of independent values; [None, None] of fewer than two."""
+    if len(values) < 2:
+        return [None, None]
     return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
 
 
+@torch.no_grad()
 def sampled_entropy(
     probe: Probe, examples: list[Example], contexts: list[str], samples: int
 ) -> Tensor:
@@ -1589,6 +1593,8 @@ def sampled_entropy(
 
     The chain rule with each position's entropy computed exactly: only the prefixes are sampled.
     """
+    if not examples:
+        return torch.zeros(0, samples)
     repeated = [e for e in examples for _ in range(samples)]
     prompts = probe.prompts(repeated, [c for c in contexts for _ in range(samples)])
     completions = probe.write(probe.student, prompts)
@@ -1596,7 +1602,6 @@ def sampled_entropy(
     return entropies.view(len(examples), samples)
 
 
-@torch.no_grad()
 def measure_information(config: TrainConfig) -> dict:
     """How much each context tells the base model about its completion, in nats per completion.
 
@@ -1645,15 +1650,16 @@ def measure_information(config: TrainConfig) -> dict:
     return result
 
 
+@torch.no_grad()
 def mutual_information(
     probe: Probe, examples: list[Example], kind: str, attempts: list[list[str]]
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """I(y;c|x) of a context that is random given x, see `measure_information`.
 
     attempts: for each example the completions that its SIBLINGS contexts are made of.
     """
     if not examples:
-        return {"below": [0.0, 0.0], "above": [0.0, 0.0]}
+        return {"below": [None, None], "above": [None, None]}
     repeated = [e for e in examples for _ in range(SIBLINGS)]
     contexts = probe.contexts(repeated, kind, [a for row in attempts for a in row])
     prompts = probe.prompts(repeated, contexts)  # (B * M, P)
@@ -1697,10 +1703,12 @@ def enumerated_information(probe: Probe) -> dict[str, list[float]]:
     return result
 
 
-HORIZON_PROBLEMS, HORIZON_GROUP = 192, 8
+HORIZON_PROBLEMS, HORIZON_GROUP = 128, 8
 FORCED = 256  # completions into which a wrong step is written
 CUTS = ("before the error", "right after it", "1 step later", "2 steps later", "3 steps later")
-SINCE_ERROR = ("before", "0-3", "4-7", "8-15", "16+")  # tokens since the wrong one, not counting it
+# Tokens since the wrong one, which is not counted. The first token decides whether steps are
+# written; teacher and student differ so much there that it would hide everything else.
+SINCE_ERROR = ("first token", "before", "0-3", "4-7", "8-15", "16+")
 DECILES = 10
 READINGS = ("reverse_kl", "forward_kl", "disagreement", "student_entropy")
 
@@ -1714,13 +1722,6 @@ def long_problems(task: ToyTask, rng: random.Random, count: int) -> list[toy_tas
     return found
 
 
-def all_steps_right(example: Example, text: str, reward: float) -> bool:
-    """True for a right answer with every step restated; slips that are corrected are allowed."""
-    steps = map(re.escape, toy_tasks.right_steps(example.problem))
-    sound = toy_tasks.first_wrong_step(example.problem, text) is None
-    return bool(reward == 1 and sound and re.search(".*".join(steps), text))
-
-
 def cuts_around(ids: list[int], error: int) -> list[int | None]:
     """How many tokens to keep for each of CUTS; None where the completion has ended before."""
     ends = [t for t, i in enumerate(ids) if i == toy_tasks.TOKEN_ID["; "] and t > error]
@@ -1728,25 +1729,25 @@ def cuts_around(ids: list[int], error: int) -> list[int | None]:
 
 
 def accuracy_from(
-    probe: Probe, model: GPT, examples: list[Example], texts: list[str], cuts: list, kind="none"
+    probe: Probe, model: GPT, kind: str, examples: list[Example], texts: list[str], cuts: list
 ) -> tuple[list[float | None], list[int]]:
     """Accuracy of the model's completions from the texts as far as each cut, and their numbers.
 
-    cuts: for each text a list of numbers of tokens, None for no such cut.
+    kind: of the context. cuts: for each text a number of tokens to keep for every kind of cut, None
+    where it has no such cut; of no texts, the accuracies are none as well.
     """
     picked = [(i, k) for i, row in enumerate(cuts) for k, cut in enumerate(row) if cut is not None]
-    if not picked:
-        return minisd.binned_means(torch.zeros(0), torch.zeros(0), len(CUTS))
     chosen = [examples[i] for i, _ in picked]
     prefixes = [probe.task.encode(texts[i])[: cuts[i][k]] for i, k in picked]
     _, rewards = probe.go_on(model, chosen, probe.contexts(chosen, kind), prefixes)
-    return minisd.binned_means(rewards, torch.tensor([k for _, k in picked]), len(cuts[0]))
+    kinds = torch.tensor([k for _, k in picked])
+    return minisd.binned_means(rewards, kinds, len(cuts[0]) if cuts else 0)
 
 
 def compare_with_teacher(
     probe: Probe, examples: list[Example], texts: list[str], terms
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """`terms` (see `minisd.score`) of student and teacher, which sees the solution, and the mask."""
+    """`terms` of student and teacher, which sees the solution, see `minisd.score`; the mask."""
     completions = probe.rows(texts)
     values = minisd.score(
         *(probe.student, probe.prompts(examples), completions, terms),
@@ -1759,6 +1760,8 @@ def compare_with_teacher(
 @torch.no_grad()
 def readings(probe: Probe, examples: list[Example], texts: list[str]):
     """READINGS per token (B, T), and the mask."""
+    if not texts:
+        return dict.fromkeys(READINGS, torch.zeros(0, 1)), torch.zeros(0, 1, dtype=torch.bool)
     values, mask = compare_with_teacher(
         probe, examples, texts, partial(position_terms, probe.config)
     )
@@ -1771,12 +1774,11 @@ def readings_since_error(
     probe: Probe, name: str, examples: list[Example], texts: list[str], errors: list[int]
 ) -> dict[str, list]:
     """Mean READINGS in the bins SINCE_ERROR. The wrong token itself is in none of them."""
-    if not texts:
-        return {f"since_error_tokens_{name}": [0] * len(SINCE_ERROR)}
     values, mask = readings(probe, examples, texts)
-    since = torch.arange(mask.shape[1]) - torch.tensor(errors)[:, None] - 1  # (B, T)
-    bins = torch.bucketize(since, torch.tensor([0, 4, 8, 16]), right=True)
-    bins = bins.masked_fill(~mask | (since == -1), -1)
+    t = torch.arange(mask.shape[1])
+    since = t - torch.tensor(errors)[:, None] - 1  # (B, T)
+    bins = torch.bucketize(since, torch.tensor([0, 4, 8, 16]), right=True) + 1
+    bins = bins.masked_fill(t == 0, 0).masked_fill(~mask | (since == -1), -1)
     result = {}
     for reading, value in values.items():
         means, counts = minisd.binned_means(value, bins, len(SINCE_ERROR))
@@ -1789,8 +1791,6 @@ def readings_by_position(
     probe: Probe, name: str, examples: list[Example], texts: list[str]
 ) -> dict[str, list]:
     """Mean READINGS in the tenths of the completions."""
-    if not texts:
-        return {f"position_completions_{name}": 0}
     values, mask = readings(probe, examples, texts)
     bins = torch.arange(mask.shape[1]) * DECILES // mask.sum(1, keepdim=True)
     bins = bins.masked_fill(~mask, -1)
@@ -1805,8 +1805,8 @@ def measure_horizon(config: TrainConfig) -> dict:
 
     The teacher is the base model with the solution, the student the same without; completions are
     the student's on training problems of three or more operations, direct ones left out. natural:
-    those with an uncorrected wrong step. forced: right ones into which such a step was written at
-    random, all that follows worked from it, if that makes the answer wrong. unforced: the same
+    those with an uncorrected wrong step. forced: faultless ones into which such a step was written
+    at random, all that follows worked from it, if that makes the answer wrong. unforced: the same
     before the writing, cut at the same places: the control for position.
 
     cuts: x of teacher_*, unaided_* and cut_counts_*, the accuracy of completions from there; own:
@@ -1821,7 +1821,7 @@ def measure_horizon(config: TrainConfig) -> dict:
     rows = list(zip(probe.examples, probe.texts, probe.rewards.tolist()))
     rows = [row for row in rows if not row[1].startswith(toy_tasks.ANSWER)]
     natural = [r for r in rows if toy_tasks.first_wrong_step(r[0].problem, r[1]) is not None]
-    sound = [r for r in rows if all_steps_right(*r)]
+    sound = [r for r in rows if toy_tasks.is_faultless(r[0].problem, r[1])]
     written = [
         (e, text, toy_tasks.force_wrong_step(e.problem, text, probe.rng))
         for e, text, _ in probe.rng.sample(sound, len(sound))
@@ -1837,11 +1837,9 @@ def measure_horizon(config: TrainConfig) -> dict:
     errors, cuts = errors_and_cuts(examples, forced)
     natural_examples, natural_texts = [r[0] for r in natural], [r[1] for r in natural]
     natural_errors, natural_cuts = errors_and_cuts(natural_examples, natural_texts)
-    own = []
-    if examples:
-        first = [probe.task.encode(text)[:1] for text in unforced]
-        shown = probe.contexts(examples, "solution")
-        own, _ = probe.go_on(probe.student, examples, shown, first)
+    first = [probe.task.encode(text)[:1] for text in unforced]
+    shown = probe.contexts(examples, "solution")
+    own, _ = probe.go_on(probe.student, examples, shown, first)
     sources = {
         "natural": (natural_examples, natural_texts, natural_cuts),
         "forced": (examples, forced, cuts),
@@ -1852,7 +1850,7 @@ def measure_horizon(config: TrainConfig) -> dict:
     result["position_frac"] = [(i + 0.5) / DECILES for i in range(DECILES)]
     for name, source in sources.items():
         for reader, kind in (("teacher", "solution"), ("unaided", "none")):
-            accuracy, counts = accuracy_from(probe, probe.student, *source, kind)
+            accuracy, counts = accuracy_from(probe, probe.student, kind, *source)
             result[f"{reader}_{name}"], result[f"cut_counts_{name}"] = accuracy, counts
     result |= readings_since_error(
         probe, "natural", natural_examples, natural_texts, natural_errors
@@ -1862,7 +1860,7 @@ def measure_horizon(config: TrainConfig) -> dict:
     for name, reward in (("correct", 1), ("incorrect", 0)):
         chosen = [r for r in rows if r[2] == reward]
         result |= readings_by_position(probe, name, [r[0] for r in chosen], [r[1] for r in chosen])
-    if examples:
+    if examples:  # else there is no error to come before or after
         result |= horizon_gradients(
             probe, examples, {"forced": forced, "unforced": unforced}, errors
         )
@@ -1937,12 +1935,13 @@ def early_and_late_gradients(probe: Probe, groups: int = 24, each: int = 4) -> d
             found[name].append(minisd.norm_and_cosine(torch.stack(vectors)))
     result = {"gradient_groups": len(found["early"])}
     for name, pairs in found.items():
-        for reading, values in zip(("norm", "pairwise_cosine"), zip(*pairs)):
-            result[f"gradient_{reading}_{name}"] = float(np.mean(values))
+        for i, reading in enumerate(("norm", "pairwise_cosine")):
+            mean = float(np.mean([pair[i] for pair in pairs])) if pairs else None
+            result[f"gradient_{reading}_{name}"] = mean
     return result
 
 
-PREFIX_PROBLEMS = 384
+PREFIX_PROBLEMS = 320
 PREFIX_FRACS = (0.0, 0.25, 0.5, 0.75)  # of the tokens of a completion
 
 
@@ -1965,7 +1964,7 @@ def measure_prefixes(config: TrainConfig) -> dict:
     def by_length(model: GPT, kind: str, examples: list[Example], texts: list[str]) -> list:
         lengths = [len(probe.task.encode(text)) for text in texts]
         cuts = [[int(frac * length) for frac in PREFIX_FRACS] for length in lengths]
-        return accuracy_from(probe, model, examples, texts, cuts, kind)[0]
+        return accuracy_from(probe, model, kind, examples, texts, cuts)[0]
 
     readers = {
         "teacher": (probe.student, "solution"),
@@ -1980,7 +1979,7 @@ def measure_prefixes(config: TrainConfig) -> dict:
         result[f"prefix_completions{suffix}"] = len(texts)
         for name, (model, kind) in readers.items():
             result[f"{name}_student_prefix{suffix}"] = by_length(model, kind, examples, texts)
-            if name == "unaided" or not texts:
+            if name == "unaided":
                 continue
             first = [probe.task.encode(text)[:1] if suffix else [] for text in texts]
             own, _ = probe.go_on(model, examples, probe.contexts(examples, kind), first)
