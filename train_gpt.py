@@ -1691,7 +1691,7 @@ def enumerated_information(probe: Probe) -> dict[str, list[float]]:
             end_id=probe.task.end_id,
             least_mass=LEAST_MASS,
         )
-        sampled = sampled_entropy(probe, examples, contexts, samples=128)
+        sampled = sampled_entropy(probe, examples, contexts, samples=256)
         # The problems are fixed, so the error is that of the samples alone.
         variance = sampled.var(1).sum() / sampled.shape[1] / problems**2
         found[kind] = torch.stack([exact.mean(), bound.mean(), sampled.mean(), variance])

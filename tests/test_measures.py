@@ -12,7 +12,6 @@ from conftest import build_gpt
 import minisd
 import toy_tasks
 import train_gpt
-from minisd import pad_left, sample
 from toy_tasks import Problem, encode, first_wrong_step, force_wrong_step
 from train_gpt import TrainConfig
 
@@ -90,26 +89,28 @@ def test_enumerated_entropy_is_that_of_all_completions(world):
     assert (cut < entropy).all() and (entropy < cut + bound).all() and (ended < 1).all()
 
 
-def test_the_sampled_entropy_agrees_with_the_enumerated(world):
-    """Catches an estimate that is summed over padding, or leaves out the end token's position."""
-    N = 4096
-    prompts = minisd.Prompts(*pad_left([world.prompts.ids[0].tolist()] * N, pad_id=0))
-    completions = sample(
-        *(world.student, prompts.ids, prompts.pad_count),
-        max_new_tokens=3,
-        end_id=1,
-        pad_id=0,
-        generator=torch.Generator().manual_seed(0),
-    )
-    with torch.no_grad():
-        terms = minisd.score(
-            world.student, prompts, completions, lambda p, q, ids: {"h": minisd.entropy(p)}
+def test_the_sampled_entropy_agrees_with_the_enumerated():
+    """Catches an estimate over padding, without the end token's position, or of another prompt."""
+    config = TrainConfig(max_new_tokens=2)
+    student = build_gpt(dtype=torch.float32, vocab_size=len(toy_tasks.VOCABULARY))
+    student.head.weight.data *= 2
+    with torch.no_grad():  # an end after the first token is common
+        student.head.weight[toy_tasks.END_ID] *= 3
+    task, generator = train_gpt.make_task(config), torch.Generator().manual_seed(0)
+    examples = [train_gpt.Example(PROBLEM)] * 2
+    probe = train_gpt.Probe(config, task, student, random.Random(0), generator, [], [], None)
+    contexts = ["", *probe.contexts(examples[1:], "solution")]
+    values = train_gpt.sampled_entropy(probe, examples, contexts, samples=2000)
+    for row, example, context in zip(values, examples, contexts):
+        exact, _, ended = minisd.enumerated_entropy(
+            *(student, probe.prompts([example], [context]).ids),
+            max_new_tokens=2,
+            end_id=toy_tasks.END_ID,
+            least_mass=0.0,
         )
-    values = terms["h"].sum(1)
-    exact, _, _ = minisd.enumerated_entropy(
-        world.student, prompts.ids[:1], max_new_tokens=3, end_id=1, least_mass=0.0
-    )
-    assert abs(values.mean() - exact[0]) < 4 * values.std() / math.sqrt(N)
+        assert ended[0] == pytest.approx(1, abs=1e-6)
+        assert abs(row.mean() - exact[0]) < 4 * row.std() / math.sqrt(len(row))
+    assert abs(values.mean(1).diff()) > 0.1  # the context makes a difference
 
 
 def test_mutual_information_lies_between_its_bounds():
@@ -149,11 +150,12 @@ def test_flat_gradients_are_those_of_backward():
     logits = model(torch.tensor([[1, 2, 3]]))
     values = [logits[0, 0, 0], logits[0, 2].sum()]
     found = minisd.flat_gradients(values, model)
-    for gradient, value in zip(found, [model(torch.tensor([[1, 2, 3]]))[0, 0, 0], None]):
-        if value is not None:
-            value.backward()
-            plain = torch.cat([p.grad.flatten() for p in model.parameters()])
-            torch.testing.assert_close(gradient, plain, rtol=0, atol=1e-12)
+    for i, gradient in enumerate(found):
+        model.zero_grad()
+        logits = model(torch.tensor([[1, 2, 3]]))
+        (logits[0, 0, 0] if i == 0 else logits[0, 2].sum()).backward()
+        plain = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(gradient, plain, rtol=0, atol=1e-12)
     assert not torch.equal(*found)
 
 
