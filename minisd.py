@@ -1018,6 +1018,85 @@ def comparison_metrics(
     }
 
 
+@torch.no_grad()
+def enumerated_entropy(
+    model: GPT, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int, least_mass: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy (B,) of whole completions, by going through them, and how far off it can be.
+
+    H = sum over prefixes of P(prefix) H(next token | prefix). Prefixes less likely than least_mass
+    are not followed; each can add at most P(prefix) log V per token that may still come.
+
+    Args: prompt_ids (B, P) without padding; other arguments as in `sample`.
+    Returns: entropies (B,) of the prefixes followed, and bounds (B,) of what is missing, in nats;
+        the mass (B,) of the completions that were followed to their end, a fraction.
+    """
+    B, _ = prompt_ids.shape
+    rows, owner = prompt_ids, torch.arange(B, device=prompt_ids.device)
+    # P(prefix) of each row; float64, since thousands of small ones are added up.
+    mass = torch.ones(B, dtype=torch.float64, device=prompt_ids.device)
+    total, bound, ended = (torch.zeros_like(mass) for _ in range(3))
+    for left in reversed(range(max_new_tokens)):
+        states = torch.cat([model.hidden(part)[:, -1] for part in rows.split(1024)])  # (R, C)
+        logits = model.head(states).double()
+        total.index_add_(0, owner, mass * entropy(logits[None])[0])
+        next_mass = mass[:, None] * log_softmax(logits).exp()  # (R, V)
+        follow = next_mass > least_mass if left else torch.zeros_like(next_mass, dtype=torch.bool)
+        stop = torch.zeros_like(follow)
+        stop[:, end_id] = True
+        follow = follow & ~stop
+        ended.index_add_(0, owner, (next_mass * (stop | (left == 0))).sum(1))
+        dropped = (next_mass * ~(follow | stop)).sum(1)
+        bound.index_add_(0, owner, dropped * left * math.log(next_mass.shape[1]))
+        row, token = follow.nonzero(as_tuple=True)
+        if len(row) == 0:
+            break
+        rows = torch.cat((rows[row], token[:, None]), dim=1)
+        owner, mass = owner[row], next_mass[row, token]
+    return total, bound, ended
+
+
+def mutual_information_bounds(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Per completion y, (B,) each, in nats: on average below and above I(y; c), for random c.
+
+    log pi(y|c_1) - log mean_m pi(y|c_m), y drawn from pi(.|c_1). With c_1 in the mean the estimate
+    is at most log M and on average too low; with the others alone it is on average too high.
+
+    Args: log_probs (B, M) of y given M >= 2 independent contexts; column 0 is the one that y saw.
+    """
+    B, M = log_probs.shape
+    own, others = log_probs[:, 0], log_probs[:, 1:]
+    lower = own - (log_probs.logsumexp(1) - math.log(M))
+    return lower, own - (others.logsumexp(1) - math.log(M - 1))
+
+
+def binned_means(values: Tensor, bins: Tensor, count: int) -> tuple[list[float | None], list[int]]:
+    """Mean of the values in each of `count` bins, and how many there are; None for an empty one.
+
+    Args: values and bins of one shape; a bin below 0 leaves its value out.
+    """
+    picked = [values[bins == b] for b in range(count)]
+    return [v.mean().item() if len(v) else None for v in picked], [len(v) for v in picked]
+
+
+def flat_gradients(values: list[Tensor], model: nn.Module) -> list[Tensor]:
+    """Gradient of each of some numbers in all weights of a model, as one vector each."""
+    weights, last = list(model.parameters()), len(values) - 1
+    gradients = [
+        torch.autograd.grad(value, weights, retain_graph=i < last) for i, value in enumerate(values)
+    ]
+    return [torch.cat([part.flatten() for part in gradient]) for gradient in gradients]
+
+
+def norm_and_cosine(vectors: Tensor) -> tuple[float, float]:
+    """Mean norm of the rows (B, N), B >= 2, and mean cosine between two different ones."""
+    B, _ = vectors.shape
+    unit = F.normalize(vectors, dim=1)
+    cosines = unit @ unit.T  # (B, B)
+    mean_cosine = (cosines.sum() - cosines.trace()) / (B * (B - 1))
+    return vectors.norm(dim=1).mean().item(), mean_cosine.item()
+
+
 # 10. Hugging Face weights -------------------------------------------------------------------------
 
 HF_FAMILIES = {  # architecture: model_type. SmolLM2 is a Llama, the R1 distillations Llama or Qwen2
