@@ -1504,6 +1504,311 @@ def draw_comparison(path: Path, result: dict) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
+# Measurements of gradients on the base model (claims token_level_bias, dense_is_fast)
+
+ESTIMATORS = {  # of the gradient of the sequence KL, each as the loss whose gradient it is
+    "token_level": {"loss": "reverse_kl"},
+    "discount_0.5": {"loss": "sequence_kl", "discount": 0.5},
+    "discount_0.9": {"loss": "sequence_kl", "discount": 0.9},
+    "sequence_level": {"loss": "sequence_kl", "discount": 1.0},
+    "sampled_token": {"loss": "sampled_token"},
+    "sampled_sequence": {},  # sampled tokens for the present and the future, see estimator_values
+    "averaged_advantage": {"loss": "averaged_advantage"},
+    **{
+        f"top_2_{tail}": {"loss": "top_k_reverse_kl", "top_k": 2, "top_k_tail": tail}
+        for tail in minisd.TAILS
+    },
+}
+SAMPLE_COUNTS = [1, 4, 16, 64, 256, 1024]
+# A prefix rarer than this is not continued: it counts as a completion that was cut there. That is
+# part of the definition of both sequence distributions, so that sums over the tree are exact.
+RAREST_PREFIX = 5e-3
+TREE_TOKENS = 12  # length limit of enumerated completions: all of `wait 3+4=7; answer 7`
+TREE_OPERATIONS = (1, 1, 2, 2)  # of the problems whose completions are enumerated
+# Gradients in all weights are folded into so many numbers, with random signs: a linear map that
+# keeps zero bias zero, and lengths and angles to about sqrt(2 / 2048) = 3 %.
+FOLDED = 2048
+HORIZONS = [4, 8, 16, 32, 64]  # tokens of a long completion that are looked at
+LONG_ESTIMATORS = ("token_level", "sequence_level", "sampled_token", "sampled_sequence")
+LONG_PROBLEMS, LONG_COMPLETIONS = 4, 64  # with the most operations; completions of each
+
+
+def estimator_values(
+    config: TrainConfig, name: str, terms: dict[str, Tensor], mask: Tensor
+) -> Tensor:
+    """The loss (B, T) whose sum over a completion has the estimator as its gradient."""
+    if name != "sampled_sequence":
+        return distillation_values(config, terms, mask)
+    student, teacher = terms["student_log_probs"], terms["teacher_log_probs"]
+    future = minisd.sequence_level_surrogate((student - teacher).detach(), student, mask, 1.0)
+    return minisd.sampled_token_surrogate(student, teacher) + future
+
+
+def logit_gradients(
+    config: TrainConfig, name: str, logits: tuple[Tensor, Tensor], completions: Completions
+) -> Tensor:
+    """An estimator of every completion as its gradient in the student's logits, (B, T, V)."""
+    config = dataclasses.replace(config, **ESTIMATORS[name])
+    student_logits = logits[0].detach().requires_grad_()
+    terms = position_terms(config, student_logits, logits[1], completions.ids)
+    values = estimator_values(config, name, terms, completions.mask)
+    loss = minisd.weighted_sum(values, completions.mask)
+    return torch.autograd.grad(loss, student_logits)[0]
+
+
+def fold(gradients: Tensor) -> Tensor:
+    """Gradients (K, D) as (K, FOLDED): random signs, then the sum over every FOLDED-th entry."""
+    K, D = gradients.shape
+    signs = torch.rand(D, generator=seeded("fold", "cpu")).sub(0.5).sign()
+    padded = torch.nn.functional.pad(gradients * signs, (0, -D % FOLDED))
+    return padded.view(K, -1, FOLDED).sum(1)
+
+
+def folded_gradients(model: GPT, logits: Tensor, directions: Tensor) -> Tensor:
+    """Gradients in all weights of sum(direction * logits), for directions (K, ...): (K, FOLDED)."""
+    weights = list(model.parameters())
+    # The default attention kernel cannot be differentiated in several directions at a time, so
+    # logits come from within `sdpa_kernel(MATH)`.
+    gradients = torch.autograd.grad(logits, weights, directions, is_grads_batched=True)
+    return fold(torch.cat([g.flatten(1) for g in gradients], dim=1))
+
+
+@dataclass
+class Tree:
+    """All N completions of a problem; its M inner nodes are the prefixes that are continued.
+
+    Every per-completion gradient is a combination of the M x V gradients of the logits at the
+    nodes: they are computed once for all completions and estimators.
+    """
+
+    completions: Completions  # (N, T)
+    nodes: Tensor  # (N, T): the node that predicts the token; behind the end M
+    student_logits: Tensor  # (M + 1, V), and teacher_logits; the last row is padding
+    teacher_logits: Tensor
+    jacobian: Tensor  # (M + 1, V, FOLDED)
+
+    def estimates(self, config: TrainConfig, name: str) -> Tensor:
+        """The estimator for every completion, a gradient (N, FOLDED)."""
+        logits = self.student_logits[self.nodes], self.teacher_logits[self.nodes]  # (N, T, V)
+        by_token = logit_gradients(config, name, logits, self.completions)
+        by_node = by_token.new_zeros(len(by_token), *self.student_logits.shape)  # (N, M + 1, V)
+        by_node[torch.arange(len(by_token))[:, None], self.nodes] = by_token
+        return by_node.flatten(1) @ self.jacobian.flatten(0, 1)
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """log p(y) (N,) of every completion from logits (M + 1, V) of the nodes."""
+        chosen = minisd.token_log_probs(logits[self.nodes], self.completions.ids)
+        return chosen.masked_fill(~self.completions.mask, 0.0).sum(1)
+
+    def exact_gradient(self) -> Tensor:
+        """Gradient (FOLDED,) of KL(student || teacher) between distributions of completions."""
+        logits = self.student_logits.detach().requires_grad_()
+        log_p, log_q = self.log_probs(logits), self.log_probs(self.teacher_logits)
+        (gradient,) = torch.autograd.grad(minisd.kl(log_p, log_q), logits)
+        return gradient.flatten() @ self.jacobian.flatten(0, 1)
+
+
+def grow_tree(
+    student: GPT,
+    teacher: GPT,
+    prompt: list[int],
+    teacher_prompt: list[int],
+    *,
+    max_tokens: int,
+    end_id: int,
+    rarest: float,
+) -> Tree:
+    """Enumerates the completions of a prompt by the student, to be scored by the teacher."""
+    student_logits, teacher_logits, jacobian, leaves = [], [], [], []
+    inner = [((), (), 0.0)]  # tokens, nodes that predicted them, log-probability
+    for node, (tokens, path, log_p) in enumerate(inner):  # `inner` grows while it is read
+        logits = student(torch.tensor([[*prompt, *tokens]]))[0, -1]  # (V,)
+        jacobian.append(folded_gradients(student, logits, torch.eye(len(logits)).to(logits)))
+        student_logits.append(logits.detach())
+        with torch.no_grad():
+            teacher_logits.append(teacher(torch.tensor([[*teacher_prompt, *tokens]]))[0, -1])
+        for token, total in enumerate((log_p + logits.log_softmax(-1)).tolist()):
+            child = ((*tokens, token), (*path, node), total)
+            ends = token == end_id or len(child[0]) == max_tokens or math.exp(total) < rarest
+            (leaves if ends else inner).append(child)
+    columns = (student_logits, teacher_logits, jacobian)
+    return Tree(
+        Completions.from_rows([list(tokens) for tokens, *_ in leaves], end_id),
+        Completions.from_rows([list(path) for _, path, _ in leaves], len(inner)).ids,
+        *(torch.stack([*column, torch.zeros_like(column[0])]) for column in columns),
+    )
+
+
+def measure_estimators(config: TrainConfig) -> dict:
+    """Bias, spread and cosine of every estimator of the gradient of KL(student || teacher).
+
+    Short problems: exact, see `minisd.estimator_laws` (relative to the norm of the true gradient,
+    means over problems), `bias.`, `std.`, `limit_cosine.`, and over `counts` `cosine.`, `error.`;
+    `token_bias.` is the bias against the token-level gradient. Long problems: `long.` measures over
+    prefixes of real completions, see `measure_long_variance`. Nothing is trained.
+    """
+    student, _, _ = initial_model(config)
+    task, rng = make_task(config), random.Random(f"estimators-{config.seed}")
+    generator = seeded(f"estimators-{config.seed}", "cpu")
+    per_problem = []
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        for operations in TREE_OPERATIONS:
+            count = range(operations, operations + 1)
+            example = Example(toy_tasks.draw_problem(rng, task.operators, count))
+            hinted = task.prompt_ids(example, task.context(example, config.context, rng))
+            tree = grow_tree(
+                *(student, student, task.prompt_ids(example), hinted),
+                max_tokens=min(TREE_TOKENS, config.max_new_tokens),
+                end_id=task.end_id,
+                rarest=RAREST_PREFIX,
+            )
+            per_problem.append(tree_laws(config, tree, generator))
+        long = measure_long_variance(config, task, student, rng, generator)
+    means = {name: np.mean([p[name] for p in per_problem], 0).tolist() for name in per_problem[0]}
+    return {"counts": SAMPLE_COUNTS} | means | long
+
+
+def tree_laws(config: TrainConfig, tree: Tree, generator: torch.Generator) -> dict:
+    """`minisd.estimator_laws` of every estimator on one tree, in flat names."""
+    probability, truth = tree.log_probs(tree.student_logits).exp(), tree.exact_gradient()
+    token_level = probability @ tree.estimates(config, "token_level")
+    cut = probability[(tree.completions.ids != toy_tasks.END_ID).all(1)].sum()
+    laws = {"completions": len(probability), "cut_frac": cut.item()}
+    for name in ESTIMATORS:
+        estimates = tree.estimates(config, name)
+        found = minisd.estimator_laws(estimates, probability, truth, SAMPLE_COUNTS, generator)
+        laws |= {f"{law}.{name}": value for law, value in found.items()}
+        off = (probability @ estimates - token_level).norm() / token_level.norm()
+        laws[f"token_bias.{name}"] = off.item()
+    return laws
+
+
+def long_gradients(
+    config: TrainConfig, task: ToyTask, student: GPT, example: Example, context: str, generator
+) -> tuple[Tensor, Tensor]:
+    """Gradients (names, horizons, B, FOLDED) of completions of one problem; tokens (horizons,).
+
+    Of each completion the first h tokens count, for h in HORIZONS: `tokens` is their mean number.
+    """
+    prompts, hinted = (
+        make_prompts(task, [example] * LONG_COMPLETIONS, [c] * LONG_COMPLETIONS, "cpu")
+        for c in ("", context)
+    )
+    completions = write(config, task, student, prompts, slice(None), generator)
+    with torch.no_grad():
+        logits = [
+            student.head(minisd.completion_hidden(student, p.ids, p.pad_count, completions.ids))
+            for p in (prompts, hinted)
+        ]
+    position = torch.arange(completions.mask.shape[1])
+    masks = [completions.mask & (position < h) for h in HORIZONS]
+    parts = [dataclasses.replace(completions, mask=mask) for mask in masks]
+    directions = [logit_gradients(config, n, logits, p) for n in LONG_ESTIMATORS for p in parts]
+    gradients = []
+    for row, direction in enumerate(torch.stack(directions, dim=1)):  # (K, T, V)
+        one, ids = prompts.take(slice(row, row + 1)), completions.ids[row : row + 1]
+        states = minisd.completion_hidden(student, one.ids, one.pad_count, ids)[0]  # (T, C)
+        gradients.append(folded_gradients(student, student.head(states), direction))
+    gradients = torch.stack(gradients, dim=1)  # (K, B, FOLDED)
+    tokens = torch.stack(masks).sum(-1).float().mean(1)
+    return gradients.unflatten(0, (len(LONG_ESTIMATORS), len(HORIZONS))), tokens
+
+
+def measure_long_variance(
+    config: TrainConfig, task: ToyTask, student: GPT, rng: random.Random, generator
+) -> dict:
+    """How the noise of token- and sequence-level estimators grows with the length of completions.
+
+    Over the prefixes of `long_gradients`, geometric means over problems with the most operations:
+    `long.variance.`, the trace of the covariance within a problem; `long.std.`, its root over the
+    norm of the mean gradient, which counts as no smaller than its own noise; `long.exponent.`, the
+    slope of log variance over log tokens (Fu et al. bound it by 2 for token, 4 for sequence level).
+    """
+    operations = range(task.world.max_operations, task.world.max_operations + 1)
+    all_tokens, variances, ratios = [], [], []
+    for _ in range(LONG_PROBLEMS):
+        example = Example(toy_tasks.draw_problem(rng, task.operators, operations))
+        context = task.context(example, config.context, rng)
+        gradients, tokens = long_gradients(config, task, student, example, context, generator)
+        pairs = [minisd.signal_and_noise(g) for g in gradients.flatten(0, 1)]
+        signal, noise = (torch.stack(x).view(gradients.shape[:2]) for x in zip(*pairs))
+        all_tokens.append(tokens)
+        variances.append(noise.log())
+        ratios.append((noise / signal.maximum(noise / LONG_COMPLETIONS)).log() / 2)
+    tokens, variances, ratios = (torch.stack(x).mean(0) for x in (all_tokens, variances, ratios))
+    results = {"long.horizons": HORIZONS, "long.tokens": tokens.tolist()}
+    for name, variance, ratio in zip(LONG_ESTIMATORS, variances, ratios):
+        slope = np.polyfit(tokens.log().numpy(), variance.numpy(), 1)[0]
+        results |= {
+            f"long.variance.{name}": variance.exp().tolist(),
+            f"long.std.{name}": ratio.exp().tolist(),
+            f"long.exponent.{name}": float(slope),
+        }
+    return results
+
+
+REWARD_BATCHES, REWARD_COMPLETIONS = 4, 1024  # the policy gradient that counts as the true one
+SIGNAL_BATCHES, SIGNAL_COMPLETIONS = 16, 64  # of every method
+
+
+def with_row(config: TrainConfig, method: str, changes: dict) -> TrainConfig:
+    """The settings with another method's row, whatever the rows of other methods had set."""
+    named = {name for row in METHODS.values() for name in row.settings}
+    defaults = {name: getattr(TrainConfig, name) for name in named}
+    return dataclasses.replace(
+        config, **(defaults | METHODS[method].settings | {"method": method} | changes)
+    )
+
+
+def batch_gradients(config: TrainConfig, task: Task, student: GPT, count: int) -> Tensor:
+    """Gradients (count, D) of the loss of that many batches, as a first step of training has it."""
+    device, teacher = next(student.parameters()).device, make_teacher(config, task, student)
+    rng = random.Random(f"signal-{config.method}-{config.seed}")
+    generator = seeded(f"signal-{config.method}-{config.seed}", device)
+    gradients, groups = [], config.batch_size // config.group_size
+    for _ in range(count):
+        batch = collect(config, task, student, teacher, rng, generator, groups=groups)
+        backward(config, student, teacher, None, batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters()]))
+        student.zero_grad()
+    return torch.stack(gradients)
+
+
+def measure_signal(config: TrainConfig) -> dict:
+    """Signal, noise and direction of the first gradients of sft, grpo (without penalty) and sdpo.
+
+    All from batches of `completions` sampled completions on the training pool (of which sft keeps
+    the correct ones). `snr.`: ||mean||^2 / trace of the covariance of a batch. `cosine.`: of the
+    mean over all batches to the gradient of the expected reward, corrected for noise;
+    `raw_cosine.`: without correction; `batch_cosine.`: mean cosine of one batch. The reward
+    gradient is a policy gradient from `reward_completions`, its baseline the mean reward of a
+    problem; `reward_reliability` is the cosine of its two halves. Nothing is trained.
+    """
+    student, _, _ = initial_model(config)
+    task, cosine = make_task(config), partial(torch.nn.functional.cosine_similarity, dim=-1)
+    changes = {"batch_size": REWARD_COMPLETIONS, "group_size": 16, "micro_batch": 256}
+    reward = with_row(config, "dr_grpo", changes)  # no length or spread of rewards in its weights
+    truth = batch_gradients(reward, task, student, REWARD_BATCHES)  # (n, D)
+    halves = truth.view(2, -1, truth.shape[1]).mean(1)  # (2, D)
+    results = {
+        "completions": SIGNAL_COMPLETIONS,
+        "reward_completions": REWARD_BATCHES * REWARD_COMPLETIONS,
+        "reward_reliability": cosine(*halves).item(),
+    }
+    changes = {"batch_size": SIGNAL_COMPLETIONS, "group_size": 8, "kl_coef": 0.0}
+    for method in ("sft", "grpo", "sdpo"):
+        row = with_row(config, method, changes)
+        gradients = batch_gradients(row, task, student, SIGNAL_BATCHES)  # (n, D)
+        signal, noise = minisd.signal_and_noise(gradients)
+        results |= {
+            f"snr.{method}": (signal / noise).item(),
+            f"cosine.{method}": minisd.cosine_of_means(gradients, truth),
+            f"raw_cosine.{method}": cosine(gradients.mean(0), truth.mean(0)).item(),
+            f"batch_cosine.{method}": cosine(gradients, truth.mean(0)).mean().item(),
+        }
+    return results
+
+
 # 10. Command line ---------------------------------------------------------------------------------
 
 
