@@ -1,6 +1,7 @@
 """Laws of the measurements of gradients on the base model: estimators, signal and noise."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -80,13 +81,8 @@ def test_only_full_future_credit_is_unbiased_for_the_sequence_kl(world, rarest):
 def test_estimates_are_the_gradients_of_single_completions(world):
     """Gradients of one completion that are credited to another, or to another position."""
     tree, row = tree_of(world, rarest=0.0), 17
-    order = [
-        tuple(ids[mask].tolist())
-        for ids, mask in zip(world.completions.ids, world.completions.mask)
-    ]
-    ids, mask = tree.completions.ids[row], tree.completions.mask[row]
-    same = torch.tensor([order.index(tuple(ids[mask].tolist()))])
-    assert mask.sum() == 3
+    assert tree.completions.mask[row].all()
+    same = (world.completions.ids == tree.completions.ids[row]).all(1).nonzero()[:, 0]
     teacher = minisd.Teacher("external", world.student, external=world.teacher)
     divergence = minisd.score(
         *(world.student, world.prompts.take(same), world.completions.take(same)),
@@ -144,7 +140,7 @@ def test_signal_and_noise_are_unbiased():
 
 
 def test_cosine_of_means_corrects_for_noise():
-    """A direction that looks wrong because few batches were averaged; a correction out of bounds."""
+    """A direction that looks wrong because few batches were averaged; an endless correction."""
     a, b = torch.zeros(1000), torch.zeros(1000)
     a[0], b[0], b[1] = 1.0, 0.6, 0.8
     one, other = noisy(a, 0.06, 16, 1), noisy(b, 0.06, 16, 2)
@@ -162,7 +158,7 @@ def test_cosine_of_means_corrects_for_noise():
 
 @pytest.mark.parametrize("before", ["sdpo", "grpo", "gkd", "sequence_kl"])
 def test_a_row_replaces_all_that_another_row_had_set(before):
-    """Self-distillation measured with the loss or sampler of the method that was asked for first."""
+    """Self-distillation measured with the loss or sampler of the method asked for first."""
     for after in METHODS:
         config = with_row(method_config({"method": before, "seed": 5}), after, {"top_k": 3})
         assert config == method_config({"method": after, "seed": 5, "top_k": 3})
@@ -190,15 +186,30 @@ def test_estimators_are_measured_in_finite_numbers(config, monkeypatch):
     results = train_gpt.measure_estimators(config)
     assert np.isfinite(flat(results)).all()
     assert results == train_gpt.measure_estimators(config)
-    assert results["bias.sequence_level"] < 1e-4 < 0.01 < results["bias.token_level"]
+    assert results["bias.sequence_level"] < 1e-4 < 1e-3 < results["bias.token_level"]
     for name in ESTIMATORS:
         assert len(results[f"cosine.{name}"]) == len(results[f"error.{name}"]) == 2
     for name in train_gpt.LONG_ESTIMATORS:
         assert len(results[f"long.std.{name}"]) == len(results["long.tokens"])
 
 
+def test_batch_gradients_are_those_of_the_loss(config):
+    """What is left over from the batch before, or a gradient that training would not follow."""
+    row = with_row(config, "grpo", {"batch_size": 16, "group_size": 8, "kl_coef": 0.0})
+    student, task = train_gpt.initial_model(row)[0], train_gpt.make_task(row)
+    found = train_gpt.batch_gradients(row, task, student, 2)
+    rng, name = random.Random("signal-grpo-0"), "signal-grpo-0"
+    generator, teacher = train_gpt.seeded(name, "cpu"), minisd.Teacher("frozen", student)
+    for gradient in found:
+        batch = train_gpt.collect(row, task, student, teacher, rng, generator, groups=2)
+        loss, _ = train_gpt.batch_loss(row, student, teacher, None, batch)
+        parts = torch.autograd.grad(loss, list(student.parameters()))
+        assert_same(gradient, torch.cat([part.flatten() for part in parts]), 1e-6)
+    assert found.norm(dim=1).min() > 0.01
+
+
 def test_signals_are_measured_in_finite_numbers(config, monkeypatch):
-    """A method whose gradient is that of another one, or left over from the batch before."""
+    """A method whose numbers are those of another one, or a cosine or noise that is nan."""
     for name, value in {"REWARD_COMPLETIONS": 32, "SIGNAL_BATCHES": 3}.items():
         monkeypatch.setattr(train_gpt, name, value)
     results = train_gpt.measure_signal(config)
