@@ -195,10 +195,10 @@ def test_estimators_are_measured_in_finite_numbers(config, monkeypatch):
 
 def test_batch_gradients_are_those_of_the_loss(config):
     """What is left over from the batch before, or a gradient that training would not follow."""
-    row = with_row(config, "grpo", {"batch_size": 16, "group_size": 8, "kl_coef": 0.0})
+    row = with_row(config, "sdpo", {"batch_size": 16, "group_size": 8})
     student, task = train_gpt.initial_model(row)[0], train_gpt.make_task(row)
     found = train_gpt.batch_gradients(row, task, student, 2)
-    rng, name = random.Random("signal-grpo-0"), "signal-grpo-0"
+    rng, name = random.Random("signal-sdpo-0"), "signal-sdpo-0"
     generator, teacher = train_gpt.seeded(name, "cpu"), minisd.Teacher("frozen", student)
     for gradient in found:
         batch = train_gpt.collect(row, task, student, teacher, rng, generator, groups=2)
