@@ -1644,8 +1644,9 @@ def measure_estimators(config: TrainConfig) -> dict:
 
     Short problems: exact, see `minisd.estimator_laws` (relative to the norm of the true gradient,
     means over problems), `bias.`, `std.`, `limit_cosine.`, and over `counts` `cosine.`, `error.`;
-    `token_bias.` is the bias against the token-level gradient. Long problems: `long.` measures over
-    prefixes of real completions, see `measure_long_variance`. Nothing is trained.
+    `token_bias.` is the bias against the token-level gradient; `completions` (number) and
+    `cut_frac` (share of their probability that is cut before the end token) describe the trees.
+    Long problems: `long.`, see `measure_long_variance`. Nothing is trained.
     """
     student, _, _ = initial_model(config)
     task, rng = make_task(config), random.Random(f"estimators-{config.seed}")
@@ -1672,8 +1673,8 @@ def tree_laws(config: TrainConfig, tree: Tree, generator: torch.Generator) -> di
     """`minisd.estimator_laws` of every estimator on one tree, in flat names."""
     probability, truth = tree.log_probs(tree.student_logits).exp(), tree.exact_gradient()
     token_level = probability @ tree.estimates(config, "token_level")
-    cut = probability[(tree.completions.ids != toy_tasks.END_ID).all(1)].sum()
-    laws = {"completions": len(probability), "cut_frac": cut.item()}
+    ended = ((tree.completions.ids == toy_tasks.END_ID) & tree.completions.mask).any(1)
+    laws = {"completions": len(probability), "cut_frac": probability[~ended].sum().item()}
     for name in ESTIMATORS:
         estimates = tree.estimates(config, name)
         found = minisd.estimator_laws(estimates, probability, truth, SAMPLE_COUNTS, generator)
@@ -1732,6 +1733,7 @@ def measure_long_variance(
         gradients, tokens = long_gradients(config, task, student, example, context, generator)
         pairs = [minisd.signal_and_noise(g) for g in gradients.flatten(0, 1)]
         signal, noise = (torch.stack(x).view(gradients.shape[:2]) for x in zip(*pairs))
+        noise = noise.clamp(min=1e-12)  # completions that are all alike have none
         all_tokens.append(tokens)
         variances.append(noise.log())
         ratios.append((noise / signal.maximum(noise / LONG_COMPLETIONS)).log() / 2)

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import minisd
+import toy_tasks
 import train_gpt
 from minisd import cosine_of_means, estimator_laws, signal_and_noise
 from train_gpt import ESTIMATORS, METHODS, Tree, fold, grow_tree, method_config, with_row
@@ -92,6 +93,19 @@ def test_estimates_are_the_gradients_of_single_completions(world):
     )["kl"]
     plain = fold(world.gradient(divergence.sum())[None])[0]
     assert_same(tree.estimates(method_config({"method": "sdpo"}), "token_level")[row], plain)
+
+
+def test_completions_that_are_cut_are_told_from_those_that_end(world):
+    """Padding that is taken for an end token: a truncated tree that looks complete."""
+    tree = tree_of(world, rarest=0.1)
+    rows = [ids[mask].tolist() for ids, mask in zip(tree.completions.ids, tree.completions.mask)]
+    probability = tree.log_probs(tree.student_logits).exp().tolist()
+    cut = sum(p for row, p in zip(rows, probability) if row[-1] != toy_tasks.END_ID)
+    assert any(len(row) < 3 and row[-1] != toy_tasks.END_ID for row in rows)
+    laws = train_gpt.tree_laws(
+        method_config({"method": "sdpo"}), tree, torch.Generator().manual_seed(0)
+    )
+    assert laws["cut_frac"] == pytest.approx(cut)
 
 
 def test_folding_keeps_lengths_and_angles():
