@@ -1097,6 +1097,64 @@ def norm_and_cosine(vectors: Tensor) -> tuple[float, float]:
     return vectors.norm(dim=1).mean().item(), mean_cosine.item()
 
 
+def estimator_laws(
+    estimates: Tensor,
+    probability: Tensor,
+    truth: Tensor,
+    counts: list[int],
+    generator: torch.Generator,
+    repeats: int = 128,
+) -> dict[str, float | list[float]]:
+    """How far an estimator of a gradient is from the truth, in units of the norm of the truth.
+
+    bias: ||E g - truth||. std: sqrt(trace Cov g) of one sample. error: sqrt(bias^2 + std^2 / n) for
+    every n in counts, the root of the expected squared error of the mean of n samples. cosine: its
+    expected cosine to the truth, from `repeats` draws; limit_cosine: that of E g. All are exact but
+    the cosine.
+
+    Args: estimates (N, D), all that can occur; their probability (N,), sum 1; truth (D,), not 0.
+    """
+    mean = probability @ estimates  # (D,)
+    scale = truth.norm()
+    bias = ((mean - truth).norm() / scale).item()
+    variance = (probability @ (estimates - mean).square().sum(1) / scale**2).item()
+    cosines = []
+    for n in counts:
+        drawn = torch.multinomial(probability, repeats * n, True, generator=generator)
+        shares = torch.zeros(repeats, len(probability), dtype=estimates.dtype)
+        shares.scatter_add_(1, drawn.view(repeats, n), torch.full((repeats, n), 1 / n).to(shares))
+        cosines.append(F.cosine_similarity(shares @ estimates, truth, dim=-1).mean().item())
+    return {
+        **{"bias": bias, "std": math.sqrt(variance), "cosine": cosines},
+        "error": [math.sqrt(bias**2 + variance / n) for n in counts],
+        "limit_cosine": F.cosine_similarity(mean, truth, dim=0).item(),
+    }
+
+
+def signal_and_noise(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """||E g||^2 and trace Cov g, both unbiased, from n >= 2 independent estimates (n, D) of g.
+
+    The squared norm of a mean of n holds 1/n of the trace, which is taken off: a signal that
+    drowns in noise may come out below 0.
+    """
+    noise = gradients.var(0).sum()
+    return gradients.mean(0).square().sum() - noise / len(gradients), noise
+
+
+def cosine_of_means(a: Tensor, b: Tensor) -> float:
+    """Cosine of the true means of independent estimates a (n, D) and b (m, D), noise corrected.
+
+    Noise makes the cosine of two sample means too small, by the roots of their shares of signal. A
+    share counts as at least 1/2: where less is known the correction would be noise itself.
+    """
+    cosine = F.cosine_similarity(a.mean(0), b.mean(0), dim=0)
+    for gradients in (a, b):
+        signal, noise = signal_and_noise(gradients)
+        total = signal + noise / len(gradients)  # the squared norm of the sample mean
+        cosine = cosine / (signal / total.clamp(min=1e-30)).clamp(min=0.5).sqrt()
+    return cosine.item()
+
+
 # 10. Hugging Face weights -------------------------------------------------------------------------
 
 HF_FAMILIES = {  # architecture: model_type. SmolLM2 is a Llama, the R1 distillations Llama or Qwen2

@@ -364,22 +364,6 @@ def final_answer(completion: str) -> int | None:
     return int(found[-1]) if found and len(found[-1]) == 1 else None
 
 
-def first_wrong_step(problem: Problem, completion: str) -> int | None:
-    """Token index of the first wrong value: of a step or, behind right steps, of the answer.
-
-    None if there is none. A slip that the marker takes back at once does not count.
-    """
-    truths = iter(problem.values)
-    for found in re.finditer(rf"(=|{ANSWER})(\d+)(; {MARKER})?", completion):
-        sign, value, taken_back = found.groups()
-        if taken_back:
-            continue
-        truth = problem.values[-1] if sign == ANSWER else next(truths, None)
-        if value != str(truth):
-            return len(TOKEN_PATTERN.findall(completion[: found.start(2)]))
-    return None
-
-
 @dataclass(frozen=True)
 class Grade:
     """What one completion did; `reward` is 1.0 if its final answer is exactly right, else 0.0."""

@@ -32,7 +32,6 @@ import textwrap
 import time
 import warnings
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial, partialmethod
@@ -458,12 +457,13 @@ NOT_FOLLOWED |= {"read_jsonl", "TextExample", "TEXT_REWARDS"}
 
 @functools.cache
 def code_of(function) -> tuple[str, frozenset[str]]:
-    """A hash of the code that a function reaches in the three files, and the settings it reads.
+    """A hash of the code that a function reaches in our files, and the settings it reads.
 
     Comments, docstrings and everything that it does not reach leave the hash as it is, so that a
     change of the code makes old results invalid where it may change a number, and nowhere else.
     """
     modules = {"minisd": minisd, "toy_tasks": toy_tasks, __name__: sys.modules[__name__]}
+    modules[function.__module__] = sys.modules[function.__module__]
     found: dict[str, str] = {}
     settings, todo = set(), [(function.__module__, function.__name__)]
     while todo:
@@ -1669,10 +1669,21 @@ def inspect_completion(
     return Inspection(
         *(example.prompt, context, completion),
         right=task.grade(completion, example).reward == 1,
-        wrong=toy_tasks.first_wrong_step(problem, completion),
+        wrong=first_wrong_value(problem, completion, task.encode),
         tokens=words.pop("tokens"),
         values={n: value[0].tolist() for n, value in terms.items()} | words,
     )
+
+
+def first_wrong_value(problem: toy_tasks.Problem, completion: str, encode) -> int | None:
+    """Token index of the first wrong step or, behind right steps, of a wrong answer; or None."""
+    step, answer = (
+        toy_tasks.first_wrong_step(problem, completion),
+        toy_tasks.final_answer(completion),
+    )
+    if step is not None or answer in (None, problem.values[-1]):
+        return step
+    return len(encode(completion[: completion.rindex(toy_tasks.ANSWER)])) + 1
 
 
 def inspection_table(x: Inspection) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import pytest
 import minisd
 import toy_tasks
 import train_gpt
-from train_gpt import CLAIMS, Claim, Statement, judge, statement, verdict
+from results import claims, measures
+from results.claims import CLAIMS, Claim, Statement, judge, statement, verdict
 
 TINY = {
     **{"steps": 1, "batch_size": 16, "group_size": 4, "eval_problems": 4, "max_new_tokens": 8},
@@ -131,7 +133,7 @@ def test_every_claim_is_complete():
         for given in (*claim.statements, claim.control):
             if not isinstance(given, Statement):
                 words = statement(given).words.partition(": ")[2]
-                for arm in train_gpt.re.split(r" [-+/] ", words):
+                for arm in re.split(r" [-+/] ", words):
                     assert arm in claim.arms, (name, arm)
 
 
@@ -145,7 +147,7 @@ def code(function, monkeypatch=None) -> str:
 
 def test_a_result_is_named_by_the_code_and_settings_that_it_depends_on(monkeypatch):
     """Catches a stale result after a change, and a rerun after a change that affects nothing."""
-    measure = train_gpt.measure_training
+    measure = measures.measure_training
     before = code(measure)
     monkeypatch.setattr(train_gpt, "draw_curves", None)  # only reports
     monkeypatch.setattr(minisd, "save_hf", None)
@@ -158,18 +160,18 @@ def test_a_result_is_named_by_the_code_and_settings_that_it_depends_on(monkeypat
     monkeypatch.undo()
     assert code(measure) == before
     config = train_gpt.method_config({"method": "sdpo"})
-    path = train_gpt.result_path("training", config)
+    path = claims.result_path("training", config)
     for name, value in (("clip_low", 0.1), ("seed", 3), ("world", "slip_rate=0"), ("steps", 9)):
         changed = dataclasses.replace(config, **{name: value})
-        assert train_gpt.result_path("training", changed) != path, name
+        assert claims.result_path("training", changed) != path, name
     for name, value in (("out_dir", "elsewhere"), ("cache_dir", "out/base/"), ("method", "opsd")):
         changed = dataclasses.replace(config, **{name: value})
-        assert train_gpt.result_path("training", changed) == path, name
+        assert claims.result_path("training", changed) == path, name
 
 
 def test_the_hash_of_the_code_does_not_depend_on_the_process():
     """Catches addresses or the order of sets in the hash: nothing would ever be found again."""
-    command = "import train_gpt; print(train_gpt.code_of(train_gpt.measure_training)[0])"
+    command = "from results import claims as c; print(c.code_of(c.MEASUREMENTS['training'])[0])"
     found = [
         subprocess.run(
             [sys.executable, "-c", command],
@@ -205,11 +207,11 @@ def test_every_claim_runs_at_a_tiny_size(name, tmp_path_factory, capsys):
 def test_finished_runs_are_kept_and_interrupted_calls_go_on(tmp_path):
     """Catches a run that is repeated, and a result that an interruption loses."""
     flags = TINY | {"cache_dir": str(tmp_path)}
-    first = train_gpt.run_claims(["suppression"], flags, [0], 1)
+    first = claims.run_claims(["suppression"], flags, [0], 1)
     files = sorted((tmp_path / "runs").iterdir())
     times = [f.stat().st_mtime_ns for f in files]
     files[0].unlink()  # as if it had been interrupted
-    again = train_gpt.run_claims(["suppression"], flags, [0], 1)
+    again = claims.run_claims(["suppression"], flags, [0], 1)
     assert sorted((tmp_path / "runs").iterdir()) == files
     assert [f.stat().st_mtime_ns for f in files[1:]] == times[1:]
     assert first["suppression"]["statements"] == again["suppression"]["statements"]

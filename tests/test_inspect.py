@@ -9,7 +9,7 @@ from conftest import plain_log_probs
 import toy_tasks
 import train_gpt
 from minisd import GPT, GPTConfig, Teacher
-from toy_tasks import Problem, first_wrong_step
+from toy_tasks import Problem
 
 PROBLEM = Problem.parse("3*7+4-8")  # 1, 5, 7
 
@@ -56,7 +56,8 @@ WRONG = {  # completion: index of the token that is the first wrong value
     "wait 3*7=1; 1+4=6; 6-8=8; answer 8": 11,
     "3*7=1; 1+4=6; 6-8=8; answer 8 demo": 10,
     "wait 3*7=1; 1+4=6; wait 1+4=5; 5-8=7; answer 7": None,
-    "wait 3*7=1; 1+4=6; wait 1+4=8; 8-8=0; answer 0": 18,
+    "wait 3*7=1; 1+4=6; wait 1+4=8; 8-8=0; answer 0": 11,
+    "wait 3*7=1; 1+4=5; 5-8=7; answer 2": 20,
     "wait 3*7=2; wait 3*7=1; 1+4=5; 5-8=8; answer 8": 24,
     "wait 3*7=1; 1+4=": None,
 }
@@ -65,7 +66,7 @@ WRONG = {  # completion: index of the token that is the first wrong value
 @pytest.mark.parametrize("completion, token", WRONG.items(), ids=str)
 def test_the_first_wrong_step_is_marked(completion, token):
     """Catches a slip that counts although it was corrected, and a rule in front of another row."""
-    assert first_wrong_step(PROBLEM, completion) == token
+    assert train_gpt.first_wrong_value(PROBLEM, completion, toy_tasks.encode) == token
     lines = train_gpt.inspection_table(look(completion)).splitlines()
     marks = [i for i, line in enumerate(lines) if "first wrong step" in line]
     if token is not None:

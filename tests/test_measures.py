@@ -12,6 +12,7 @@ from conftest import build_gpt
 import minisd
 import toy_tasks
 import train_gpt
+from results import measures
 from toy_tasks import Problem, encode, first_wrong_step, force_wrong_step
 from train_gpt import TrainConfig
 
@@ -98,9 +99,9 @@ def test_the_sampled_entropy_agrees_with_the_enumerated():
         student.head.weight[toy_tasks.END_ID] *= 3
     task, generator = train_gpt.make_task(config), torch.Generator().manual_seed(0)
     examples = [train_gpt.Example(PROBLEM)] * 2
-    probe = train_gpt.Probe(config, task, student, random.Random(0), generator, [], [], None)
+    probe = measures.Probe(config, task, student, random.Random(0), generator, [], [], None)
     contexts = ["", *probe.contexts(examples[1:], "solution")]
-    values = train_gpt.sampled_entropy(probe, examples, contexts, samples=2000)
+    values = measures.sampled_entropy(probe, examples, contexts, samples=2000)
     for row, example, context in zip(values, examples, contexts):
         exact, _, ended = minisd.enumerated_entropy(
             *(student, probe.prompts([example], [context]).ids),
@@ -162,7 +163,7 @@ def test_flat_gradients_are_those_of_backward():
 def test_cuts_keep_the_wrong_token_out_and_whole_steps_in():
     """Catches a prefix that already shows the error, or stops in the middle of a step."""
     ids = encode("wait 3*7=1; 1+4=6; 6-8=8; answer 8")
-    cuts = train_gpt.cuts_around(ids, len(encode("wait 3*7=1; 1+4=")))
+    cuts = measures.cuts_around(ids, len(encode("wait 3*7=1; 1+4=")))
     shown = [toy_tasks.decode(ids[:cut]) for cut in cuts if cut is not None]
     assert shown == ["wait 3*7=1; 1+4=", "wait 3*7=1; 1+4=6", "wait 3*7=1; 1+4=6; 6-8=8"]
     assert cuts[3:] == [None, None]
@@ -203,7 +204,7 @@ def few(monkeypatch):
 )
 def test_measures_are_finite_and_repeat_themselves(tiny, few, name, pretrain_steps):
     """Catches nan and infinities from empty groups, hidden randomness, tensors in a result."""
-    measure = getattr(train_gpt, f"measure_{name}")
+    measure = getattr(measures, f"measure_{name}")
     config = dataclasses.replace(tiny, pretrain_steps=pretrain_steps)
     result = measure(config)
     json.dumps(result, allow_nan=False)
