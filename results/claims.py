@@ -156,9 +156,9 @@ PLUS_MINUS = {"rules": "3", "train_operators": "+-"}
 OFF_POLICY_DENSE = {"student_frac": 0.0, "off_policy": "teacher", "loss": "forward_kl"}
 OTHER_STYLE = {"teacher": "external", "external_teacher": "other_style", "context": "none"}
 POOLS = {"1": 1, "8": 8, "64": 64, "512": 512, "endless": 0}
-INFORMED = ("partial", "answer", "sibling", "solution")  # contexts that tell of the answer
+CONTEXTS = (*("other_problem", "partial", "feedback", "answer", "sibling", "wrong", "solution"),)
 GAP_ARMS = {
-    **{c: SDPO | {"context": c} for c in (*INFORMED, "feedback", "other_problem", "wrong")},
+    **{c: SDPO | {"context": c} for c in CONTEXTS},
     "solution, no function": SDPO | NO_FUNCTION,
     "answer, no function": SDPO | NO_FUNCTION | {"context": "answer"},
 }
@@ -186,6 +186,40 @@ MIXED = {
 def over_arms(name: str, arms) -> Callable[[Runs], list[float]]:
     """A curve: the same quantity in several arms."""
     return lambda runs: [quantity(runs, name, arm) for arm in arms]
+
+
+def information(runs: Runs, contexts) -> list[float]:
+    """Measured H(y|x) - H(y|x,c) in nats per completion."""
+    return [at(runs, "measured", "information", c, 0) for c in contexts]
+
+
+def at(runs: Runs, arm: str, name: str, *path) -> float:
+    """A number inside a list or dict that an arm has measured; nan where there was none."""
+    value = runs[arm].get(name)
+    for key in path:
+        value = None if value is None else value[key]
+    return math.nan if value is None else value
+
+
+def step_up(runs: Runs, arm: str, name: str, first: int, last: int) -> float:
+    """The entry `last` minus the entry `first` of a measured list."""
+    return at(runs, arm, name, last) - at(runs, arm, name, first)
+
+
+def prefix_gap(runs: Runs, reader: str, i: int) -> float:
+    """Accuracy from the student's prefixes minus from the reader's own, at the i-th length."""
+    own, others = (at(runs, "measured", f"{reader}_{who}_prefix", i) for who in ("own", "student"))
+    return others - own
+
+
+def teacher_deficit(arm: str) -> Callable[[Runs], float]:
+    """Accuracy right after the forced error: teacher minus the same model without context."""
+    return lambda runs: at(runs, arm, "teacher_forced", 1) - at(runs, arm, "unaided_forced", 1)
+
+
+def end_ratio(runs: Runs, name: str) -> float:
+    """The last tenth of completions over the first, of what was measured by position."""
+    return at(runs, "base", name, -1) / (at(runs, "base", name, 0) or math.nan)
 
 
 def over_steps(name: str, arm: str) -> Callable[[Runs], list[float]]:
@@ -232,15 +266,15 @@ CLAIMS = {
         "tells nothing of the answer suppresses nothing.",
         arms={
             "measured": {"measure": "information"},
-            **{c: SDPO | {"context": c} for c in (*INFORMED, "other_problem")},
+            **{c: SDPO | {"context": c} for c in CONTEXTS},
         },
         statements=[
             "change of fresh.markers: solution < -0.1",
             Statement(
-                "rank correlation of I(y;c|x) and the loss of markers",
+                "rank correlation of I(y;c|x) and the loss of markers over 7 contexts",
                 lambda runs: rank_correlation(
-                    [runs["measured"][f"information.{c}"] for c in INFORMED],
-                    [-quantity(runs, "change of fresh.markers", c) for c in INFORMED],
+                    information(runs, CONTEXTS),
+                    [-x for x in over_arms("change of fresh.markers", CONTEXTS)(runs)],
                 ),
                 above=0.7,
             ),
@@ -251,14 +285,10 @@ CLAIMS = {
         control="change of fresh.markers: other_problem",
         panels=[
             Panel(
-                "measured information of the context (nats per completion)",
+                "of the context (nats per completion)",
                 "context",
-                list(INFORMED),
-                {
-                    "H(y|x) - H(y|x,c)": lambda runs: [
-                        runs["measured"][f"information.{c}"] for c in INFORMED
-                    ]
-                },
+                list(CONTEXTS),
+                {"H(y|x) - H(y|x,c), measured": lambda runs: information(runs, CONTEXTS)},
             )
         ],
     ),
@@ -348,6 +378,92 @@ CLAIMS = {
         ],
         control="change of fresh.accuracy: guided, no function",
     ),
+    "horizon": Claim(
+        source="Firth 2026; Zhu et al. 2605.11182; SFD 2605.30833; a thread by Partridge "
+        "(second-hand)",
+        published="KL -48 to -69 % and disagreement -75 to -80 % from the first to the last "
+        "twentieth; pairwise gradient cosine 20-25 % higher early; teacher accuracy falls on "
+        "student prefixes",
+        prediction="From the student's prefix that ends with its first wrong step the teacher, "
+        "solution shown, is right at least 20 points less often than just before it, and less "
+        "often than the same model without context: it takes the speaker for an unreliable one, "
+        "so the deficit is smaller in a world without those. From the first to the last tenth of "
+        "a completion KL and disagreement at least halve, and gradients of late tokens agree "
+        "less, with each other and with the reward. Where the step was right nothing falls.",
+        arms={"base": {"measure": "horizon"}, "no persona": {"measure": "horizon"} | NO_PERSONA},
+        statements=[
+            Statement(
+                "accuracy of the teacher's completions, right after the error minus before it",
+                lambda runs: step_up(runs, "base", "teacher_forced", 0, 1),
+                below=-0.2,
+            ),
+            Statement(
+                "right after the error: teacher minus the model without context",
+                teacher_deficit("base"),
+                below=0,
+            ),
+            Statement(
+                "that deficit: with minus without unreliable authors in the world",
+                lambda runs: teacher_deficit("base")(runs) - teacher_deficit("no persona")(runs),
+                below=0,
+            ),
+            Statement(
+                "KL(student || teacher) in wrong completions, last tenth / first",
+                lambda runs: end_ratio(runs, "position_reverse_kl_incorrect"),
+                below=0.5,
+            ),
+            Statement(
+                "disagreement in wrong completions, last tenth / first",
+                lambda runs: end_ratio(runs, "position_disagreement_incorrect"),
+                below=0.5,
+            ),
+            Statement(
+                "cosine with the reward gradient, tokens after the error minus before",
+                lambda runs: (
+                    at(runs, "base", "gradient_cosine_after_forced")
+                    - at(runs, "base", "gradient_cosine_before_forced")
+                ),
+                below=0,
+            ),
+            Statement(
+                "pairwise cosine of gradients, last quarter minus first",
+                lambda runs: (
+                    at(runs, "base", "gradient_pairwise_cosine_late")
+                    - at(runs, "base", "gradient_pairwise_cosine_early")
+                ),
+                below=0,
+            ),
+        ],
+        control=Statement(
+            "the teacher's accuracy where the step was right, after it minus before",
+            lambda runs: step_up(runs, "base", "teacher_unforced", 0, 1),
+        ),
+        panels=[
+            Panel(
+                "accuracy of completions from a prefix (fraction)",
+                "the prefix ends",
+                ["before the\nwrong step", "after it", "+1 step", "+2", "+3"],
+                {
+                    label: over_steps(name, "base")
+                    for label, name in {
+                        "teacher, step wrong": "teacher_forced",
+                        "without context, step wrong": "unaided_forced",
+                        "teacher, step right": "teacher_unforced",
+                        "teacher, own prefix": "teacher_own",
+                    }.items()
+                },
+            ),
+            Panel(
+                "KL(student || teacher), nats per token",
+                "relative position (fraction)",
+                [(i + 0.5) / 10 for i in range(10)],
+                {
+                    f"{kind} completions": over_steps(f"position_reverse_kl_{kind}", "base")
+                    for kind in ("correct", "incorrect")
+                },
+            ),
+        ],
+    ),
     "first_tokens": Claim(
         source="IW-OPD 2606.22600",
         published="training on the first 30 % of tokens keeps almost all, the last 30 % learn "
@@ -368,6 +484,60 @@ CLAIMS = {
         ],
         control="change of fresh.markers: spread / all",
         shown=("fresh.markers", "train.accuracy", "fresh.accuracy"),
+    ),
+    "token_level_bias": Claim(
+        source="Fu et al. 2603.25562; Huebotter et al. 2601.20802 v2, appendix A.1",
+        published="token level: biased, variance O(T^2); sequence level: unbiased, O(T^4); no "
+        "gain from removing the bias",
+        prediction="On enumerated completions the token-level gradient is off the exact "
+        "sequence-KL gradient by more than a tenth of its norm, the sequence-level one by "
+        "nothing; the latter is noisier, and its variance grows faster with length (exponent "
+        "larger by at least 0.5). A policy trained without the bias is not better by 5 points.",
+        arms={
+            "measured": {"measure": "estimators"},
+            "token level": {"method": "sequence_kl", "discount": 0.0},
+            "sequence level": {"method": "sequence_kl"},
+        },
+        statements=[
+            "bias.token_level: measured > 0.1",
+            Statement(
+                "noise of one sample, sequence level / token level",
+                lambda runs: (
+                    at(runs, "measured", "std.sequence_level")
+                    / at(runs, "measured", "std.token_level")
+                ),
+                above=1,
+            ),
+            Statement(
+                "exponent of variance over length, sequence minus token level",
+                lambda runs: (
+                    at(runs, "measured", "long.exponent.sequence_level")
+                    - at(runs, "measured", "long.exponent.token_level")
+                ),
+                above=0.5,
+            ),
+            "fresh.accuracy: sequence level - token level < 0.05",
+            "train.accuracy: sequence level - token level < 0.05",
+        ],
+        control="bias.sequence_level: measured",
+        panels=[
+            Panel(
+                "expected cosine to the exact gradient",
+                "completions per estimate, 4 to the power of",
+                list(range(6)),
+                {
+                    label: over_steps(f"cosine.{name}", "measured")
+                    for label, name in {
+                        "token level": "token_level",
+                        "discount 0.5": "discount_0.5",
+                        "sequence level": "sequence_level",
+                        "sampled token": "sampled_token",
+                        "averaged advantage": "averaged_advantage",
+                        "naive top 2": "top_2_naive",
+                    }.items()
+                },
+            )
+        ],
     ),
     "persona_collapse": Claim(
         source="reports collected in a post of April 2026 (second-hand)",
@@ -468,6 +638,59 @@ CLAIMS = {
         ),
         shown=("new_operators.accuracy", "fresh.accuracy"),
     ),
+    "prefix_mismatch": Claim(
+        source="Zhu et al. 2605.11182; Li et al. 2604.13016",
+        published="GPQA 62.1 on its own, 46.0 on the student's prefixes; lead +0.37 at 1k tokens, "
+        "+0.02 at 16k",
+        prediction="From three quarters of the student's completion the teacher is right at least "
+        "5 points less often than from its own, and the gap grows from a quarter to three "
+        "quarters; a teacher of another style loses 10 points. Trained on-policy by it, a raw "
+        "student stays 10 points of fresh accuracy below one that imitates its samples. Without a "
+        "prefix no gap.",
+        arms={
+            "measured": {"measure": "prefixes"} | FROZEN | OTHER_STYLE,
+            "on-policy": STEPWISE["other style, reverse"],
+            "off-policy": FROZEN | OTHER_STYLE | OFF_POLICY_DENSE,
+        },
+        statements=[
+            Statement(
+                "teacher with solution, 75 % of a completion: student's minus own prefix",
+                lambda runs: prefix_gap(runs, "teacher", 3),
+                below=-0.05,
+            ),
+            Statement(
+                "the same, 75 % minus 25 %",
+                lambda runs: prefix_gap(runs, "teacher", 3) - prefix_gap(runs, "teacher", 1),
+                below=0,
+            ),
+            Statement(
+                "teacher of another style, 75 %: student's minus own prefix",
+                lambda runs: prefix_gap(runs, "external", 3),
+                below=-0.1,
+            ),
+            "fresh.accuracy: on-policy - off-policy < -0.1",
+        ],
+        control=Statement(
+            "teacher with solution, no prefix: the same difference",
+            lambda runs: prefix_gap(runs, "teacher", 0),
+        ),
+        shown=("fresh.accuracy",),
+        panels=[
+            Panel(
+                "accuracy of completions from a prefix (fraction)",
+                "share of the completion given as prefix (fraction)",
+                [0.0, 0.25, 0.5, 0.75],
+                {
+                    f"{label}, {who}": over_steps(f"{reader}_{key}_prefix", "measured")
+                    for label, reader in {
+                        "teacher with solution": "teacher",
+                        "another style": "external",
+                    }.items()
+                    for who, key in {"student's prefix": "student", "own": "own"}.items()
+                },
+            )
+        ],
+    ),
     "top_k_bias": Claim(
         source="Zhu et al. 2605.11182",
         published="naive top-20 and top-5 rise, then collapse; stop-gradient and renormalised do "
@@ -536,6 +759,67 @@ CLAIMS = {
             "fresh.accuracy: other style, warm start - other style > 0.1",
         ],
         control="fresh.accuracy: sdpo, 50 steps more - sdpo",
+    ),
+    "dense_is_fast": Claim(
+        source="Huebotter et al. 2601.20802; the discussion of dense and sparse, biased and "
+        "unbiased",
+        published="the accuracy of GRPO with 4 to 10 times fewer generations; no signal-to-noise "
+        "ratios",
+        prediction="On pools of 8 and of 64 problems self-distillation needs fewer generations "
+        "than GRPO until a batch is right to 90 %. A gradient estimate of self-distillation has "
+        "the higher signal-to-noise ratio, and the lower cosine to the gradient of the reward. On "
+        "endless problems self-distillation is not faster.",
+        arms={
+            **{
+                f"{method}, {pool}": {"method": method, "train_problems": POOLS[pool]}
+                for method in ("sdpo", "grpo")
+                for pool in ("8", "64", "endless")
+            },
+            "measured": {"measure": "signal"},
+        },
+        statements=[
+            "generations to 0.9: grpo, 8 / sdpo, 8 > 1",
+            "generations to 0.9: grpo, 64 / sdpo, 64 > 1",
+            Statement(
+                "signal-to-noise ratio of a batch's gradient, sdpo minus grpo",
+                lambda runs: at(runs, "measured", "snr.sdpo") - at(runs, "measured", "snr.grpo"),
+                above=0,
+            ),
+            Statement(
+                "cosine to the reward gradient, sdpo minus grpo",
+                lambda runs: (
+                    at(runs, "measured", "cosine.sdpo") - at(runs, "measured", "cosine.grpo")
+                ),
+                below=0,
+            ),
+        ],
+        control="generations to 0.9: grpo, endless / sdpo, endless",
+        shown=(),
+        panels=[
+            Panel(
+                f"reward of the training batches, pool of {pool} (fraction)",
+                "completions sampled",
+                [64, *range(320, 6401, 320)],
+                {m: over_steps("curve.reward", f"{m}, {pool}") for m in ("sdpo", "grpo")},
+            )
+            for pool in ("8", "64")
+        ]
+        + [
+            Panel(
+                "first gradients, batches of 64 completions",
+                "method",
+                ["sft", "grpo", "sdpo"],
+                {
+                    label: lambda runs, n=name: [
+                        at(runs, "measured", f"{n}.{m}") for m in ("sft", "grpo", "sdpo")
+                    ]
+                    for label, name in {
+                        "signal-to-noise ratio": "snr",
+                        "cosine to the reward gradient": "cosine",
+                    }.items()
+                },
+            )
+        ],
     ),
     "other_problem": Claim(
         source="OP2SD 2608.09228",
