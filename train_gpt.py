@@ -22,6 +22,7 @@ import os
 import pickle
 import platform
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -60,8 +61,9 @@ LOSSES = {
 }
 
 
-POSITIVE = (lambda v: v >= 1, "1 or more")
-COUNT = (lambda v: v >= 0, "0 or more")
+# Beyond 2^31 a size is a slip of the finger, and some library's 64-bit overflow.
+POSITIVE = (lambda v: 1 <= v < 2**31, "1 or more, below 2^31")
+COUNT = (lambda v: 0 <= v < 2**31, "0 or more, below 2^31")
 ABOVE_ZERO = (lambda v: v > 0, "above 0")
 FRACTION = (lambda v: 0 <= v <= 1, "0 to 1")
 ANY = (lambda v: True, "")
@@ -167,7 +169,9 @@ class TrainConfig:
     eval_every: int = option(25, "steps between evaluations", POSITIVE)
     eval_problems: int = option(256, "completions per split and evaluation", POSITIVE)
     device: str = option("auto", "auto, cpu, cuda or mps")
-    threads: int = option(0, "CPU threads; 0: as PyTorch decides", COUNT)
+    threads: int = option(
+        0, "CPU threads; 0: as PyTorch decides", (lambda v: 0 <= v <= 1024, "0 to 1024")
+    )
     out_dir: str = option("", "where results go; empty: out/<method>-<seed>")
     cache_dir: str = option("out/base", "where base models are kept")
 
@@ -176,6 +180,8 @@ class TrainConfig:
             value, (test, words) = getattr(self, f.name), f.metadata["allowed"]
             if isinstance(value, float) and not math.isfinite(value):
                 test, words = (lambda v: False), "a finite number"
+            if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+                test, words = (lambda v: False), "text in UTF-8, without NUL"
             self.require(test(value), f.name, words)
         self.require(self.method in METHODS, "method", ", ".join(METHODS))
         self.check_checkpoint()
@@ -1511,13 +1517,16 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line and exits with 2."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """One flag per field of TrainConfig, and the few that choose what to do."""
     parser = OneLineParser(
-        description=__doc__.split("\n\n")[0], argument_default=argparse.SUPPRESS, allow_abbrev=False
+        prog="train_gpt.py",
+        description=__doc__.split("\n\n")[0],
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--compare", nargs="+", metavar="METHOD", help="methods, and base, to compare"
@@ -1598,8 +1607,10 @@ def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = vars(make_parser().parse_args(arguments))
-    methods = flags.pop("compare", None)
     try:
+        if broken := [name for name, value in flags.items() if value == []]:
+            raise ValueError(f"--{broken[0]}: '--'; allowed: a value")  # argparse lets it through
+        methods = flags.pop("compare", None)
         for name in ("method", "threads") if methods else ("seeds", "workers"):
             if name in flags:
                 where = "without" if methods else "with"
@@ -1611,7 +1622,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             main_run(method_config(flags))
     except (ValueError, OSError) as error:
-        print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        print(f"train_gpt.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -1653,8 +1664,8 @@ def main_compare(methods: list[str], flags: dict) -> None:
     if set(methods) == {"base"}:
         raise ValueError("--compare: 'base' alone; allowed: at least one method beside it")
     for name, value in (("seeds", seeds), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"--{name}: {value}; allowed: 1 or more")
+        if not 1 <= value <= 1000:
+            raise ValueError(f"--{name}: {value}; allowed: 1 or more, at most 1000")
     folder = Path(flags.pop("out_dir", "") or "out/compare")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
