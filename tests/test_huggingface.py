@@ -564,7 +564,7 @@ def test_full_disk_leaves_the_old_checkpoint(folder):
 
 
 @pytest.mark.parametrize("error", [OSError("busy"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("point", ["tokenizer", "rename"])
+@pytest.mark.parametrize("point", ["weights", "tokenizer", "rename"])
 def test_save_that_is_cut_off_leaves_the_old_checkpoint(folder, monkeypatch, error, point):
     """Catches an old folder that is moved away and not moved back."""
     model, tokenizer = minisd.load_hf(folder)
@@ -575,7 +575,13 @@ def test_save_that_is_cut_off_leaves_the_old_checkpoint(folder, monkeypatch, err
             raise error
         return rename(path, *_)
 
-    if point == "tokenizer":
+    def fail_halfway(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise error
+
+    if point == "weights":
+        monkeypatch.setattr(safetensors_torch, "save_file", fail_halfway)
+    elif point == "tokenizer":
         tokenizer.save_pretrained = fail
     else:
         monkeypatch.setattr(Path, "rename", fail)
