@@ -333,6 +333,12 @@ REFUSED = {
     "odd head": ({"head_dim": 3}, "head_dim"),
     "groups": ({"num_key_value_heads": 3}, "n_kv_heads"),
     "wrong type": ({"hidden_size": "big"}, "hidden_size"),
+    "negative width": ({"intermediate_size": -1}, "mlp_width"),
+    "endless layers": ({"num_hidden_layers": 10**30}, "num_hidden_layers"),
+    "rope without end": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 0.0}},
+        "rope parameters .*not finite",
+    ),
 }
 
 
