@@ -116,6 +116,15 @@ class GPTConfig:
     hf_files: dict | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
+        # A config.json may hold anything, and some of it would fail only in the middle of a run.
+        for field in dataclasses.fields(self):
+            value, number = getattr(self, field.name), type(getattr(self, field.name))
+            if field.type is int and not (number is int and 1 <= value < 2**31):
+                raise ValueError(f"{field.name}: {value!r}; allowed: a whole number, 1 to 2^31 - 1")
+            if field.type is float and not (number in (int, float) and 0 <= value < math.inf):
+                raise ValueError(f"{field.name}: {value!r}; allowed: a number, 0 or more")
+            if field.type is bool and number is not bool:
+                raise ValueError(f"{field.name}: {value!r}; allowed: true or false")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_kv_heads: {self.n_kv_heads}; allowed: a divisor of n_heads {self.n_heads}"
@@ -1266,6 +1275,9 @@ def hf_config(folder: Path) -> GPTConfig:
     family = HF_FAMILIES[raw["architectures"][0]]
     require("model_type", raw.get("model_type"), (family,))
     require("quantization_config", raw.get("quantization_config"), (None,))
+    layers = raw.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > 1000:  # transformers makes a list of that length
+        raise ValueError(f"{path}: num_hidden_layers {layers}; allowed: up to 1000")
     with named_errors(f"{path}: refused by transformers"):
         c = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     require("hidden_act", c.hidden_act, ("silu", "swish"))
@@ -1280,7 +1292,12 @@ def hf_config(folder: Path) -> GPTConfig:
     theta = rope.pop("rope_theta")
     scaling = None if rope["rope_type"] == "default" else rope
     with named_errors(f"{path}: refused"):
-        return gpt_config(c, family, rope_theta=theta, rope_scaling=scaling, hf_files=files)
+        config = gpt_config(c, family, rope_theta=theta, rope_scaling=scaling, hf_files=files)
+    with named_errors(f"{path}: rope parameters {rope} with rope_theta {theta}"):
+        cosines, sines = rope_table(config, 2, torch.zeros(1))
+        if not (cosines.isfinite().all() and sines.isfinite().all()):
+            raise ValueError("not finite")
+    return config
 
 
 def gpt_config(c: Any, family: str, **rest: Any) -> GPTConfig:

@@ -139,8 +139,8 @@ class World:
     def __post_init__(self):
         if not self.operators or set(self.operators) - set("+-*"):
             raise ValueError(f"world operators: {self.operators!r}; allowed: one or more of + - *")
-        if self.max_operations < 1:
-            raise ValueError(f"world max_operations: {self.max_operations}; allowed: 1 or more")
+        if not 1 <= self.max_operations <= 100:  # the possible problems are counted, see ToyTask
+            raise ValueError(f"world max_operations: {self.max_operations}; allowed: 1 to 100")
         rates = {
             n: getattr(self, n) for n in vars(self) if n.endswith(("_rate", "_slope", "_floor"))
         }
@@ -153,6 +153,8 @@ class World:
         for name, value in rates.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"world {name}: {value}; allowed: 0 to 1")
+        if not any(self.document_share.values()):
+            raise ValueError("world document_share: 0 for every context; allowed: one above 0")
 
     def direct_rate(self, operations: int, certainty: float) -> float:
         """Probability that an author with this certainty answers without writing steps."""
@@ -193,7 +195,7 @@ class Problem:
     @classmethod
     def parse(cls, text: str) -> "Problem":
         """The problem written as `3*7+4-8`. Raises ValueError if it is not one."""
-        if not re.fullmatch(r"\d([+*-]\d)+", text):
+        if not re.fullmatch(r"[0-9]([+*-][0-9])+", text):
             raise ValueError(f"problem: {text!r}; allowed: digits joined by + - *, such as 3*7+4-8")
         return cls(tuple(map(int, text[::2])), text[1::2])
 
@@ -580,12 +582,15 @@ def read_jsonl(path: str | Path) -> list[TextExample]:
         where = f"{path} line {number}"
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
-                examples.append(parse_record(json.loads(text), where))
+            record = json.loads(text) if text else None
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+            raise ValueError(f"{where}: not readable ({str(error)[:80]})") from None
+        if text:
+            examples.append(parse_record(record, where))
     if not examples:
         raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
     return examples
@@ -607,6 +612,8 @@ def parse_record(record: Any, where: str) -> TextExample:
         if not isinstance(value, str):
             kind = type(value).__name__
             raise ValueError(f"{where}: field {name!r} is {kind}; allowed: text in quotes")
+        if re.search("[\ud800-\udfff]", value):  # \ud83d without its other half
+            raise ValueError(f"{where}: field {name!r} has half a character (a lone surrogate)")
         values[name] = value.strip()
     if gsm8k:
         solution, mark, answer = values["answer"].rpartition("####")

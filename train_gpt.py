@@ -68,8 +68,9 @@ LOSSES = {
 EXTERNAL_BASES = {"larger": ("larger", ""), "other_style": ("base", "functional_markers=false")}
 EXTERNAL_TEACHERS = f"{', '.join(EXTERNAL_BASES)}, adapted, or a folder with student.pt"
 
-POSITIVE = (lambda v: v >= 1, "1 or more")
-COUNT = (lambda v: v >= 0, "0 or more")
+# Beyond 2^31 a size is a slip of the finger, and some library's 64-bit overflow.
+POSITIVE = (lambda v: 1 <= v < 2**31, "1 or more, below 2^31")
+COUNT = (lambda v: 0 <= v < 2**31, "0 or more, below 2^31")
 ABOVE_ZERO = (lambda v: v > 0, "above 0")
 FRACTION = (lambda v: 0 <= v <= 1, "0 to 1")
 ANY = (lambda v: True, "")
@@ -185,7 +186,9 @@ class TrainConfig:
     eval_every: int = option(25, "steps between evaluations", POSITIVE)
     eval_problems: int = option(256, "completions per split and evaluation", POSITIVE)
     device: str = option("auto", "auto, cpu, cuda or mps")
-    threads: int = option(0, "CPU threads; 0: as PyTorch decides", COUNT)
+    threads: int = option(
+        0, "CPU threads; 0: as PyTorch decides", (lambda v: 0 <= v <= 1024, "0 to 1024")
+    )
     out_dir: str = option("", "where results go; empty: out/<method>-<seed>")
     cache_dir: str = option("out/base", "where base models are kept")
 
@@ -194,6 +197,8 @@ class TrainConfig:
             value, (test, words) = getattr(self, f.name), f.metadata["allowed"]
             if isinstance(value, float) and not math.isfinite(value):
                 test, words = (lambda v: False), "a finite number"
+            if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+                test, words = (lambda v: False), "text in UTF-8, without NUL"
             self.require(test(value), f.name, words)
         self.require(self.method in METHODS, "method", ", ".join(METHODS))
         self.check_checkpoint()
@@ -1820,13 +1825,16 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line and exits with 2."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """One flag per field of TrainConfig, and the few that choose what to do."""
     parser = OneLineParser(
-        description=__doc__.split("\n\n")[0], argument_default=argparse.SUPPRESS, allow_abbrev=False
+        prog="train_gpt.py",
+        description=__doc__.split("\n\n")[0],
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--compare", nargs="+", metavar="METHOD", help="methods, and base, to compare"
@@ -1921,9 +1929,11 @@ def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = vars(make_parser().parse_args(arguments))
-    modes = {name: flags.pop(name, None) for name in ("compare", "claim", "inspect")}
-    chosen = [name for name, value in modes.items() if value is not None]
     try:
+        if broken := [name for name, value in flags.items() if value == []]:
+            raise ValueError(f"--{broken[0]}: '--'; allowed: a value")  # argparse lets it through
+        modes = {name: flags.pop(name, None) for name in ("compare", "claim", "inspect")}
+        chosen = [name for name, value in modes.items() if value is not None]
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]}: with --{chosen[1]}; allowed: one of them")
         for name in ("checkpoint", "completion"):
@@ -1950,7 +1960,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             main_run(method_config(flags))
     except (ValueError, OSError) as error:
-        print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        print(f"train_gpt.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -1986,8 +1996,8 @@ def check_several(what: str, flags: dict, seeds: int, workers: int) -> None:
     if "init" in flags or "data" in flags:
         raise ValueError(f"--{what}: not with --init or --data; allowed: the toy")
     for name, value in (("seeds", seeds), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"--{name}: {value}; allowed: 1 or more")
+        if not 1 <= value <= 1000:
+            raise ValueError(f"--{name}: {value}; allowed: 1 or more, at most 1000")
     folder = Path(flags.get("out_dir", "") or ".")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")

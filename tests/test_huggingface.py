@@ -333,6 +333,12 @@ REFUSED = {
     "odd head": ({"head_dim": 3}, "head_dim"),
     "groups": ({"num_key_value_heads": 3}, "n_kv_heads"),
     "wrong type": ({"hidden_size": "big"}, "hidden_size"),
+    "negative width": ({"intermediate_size": -1}, "mlp_width"),
+    "endless layers": ({"num_hidden_layers": 10**30}, "num_hidden_layers"),
+    "rope without end": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 0.0}},
+        "rope parameters .*not finite",
+    ),
 }
 
 
@@ -564,7 +570,7 @@ def test_full_disk_leaves_the_old_checkpoint(folder):
 
 
 @pytest.mark.parametrize("error", [OSError("busy"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("point", ["tokenizer", "rename"])
+@pytest.mark.parametrize("point", ["weights", "tokenizer", "rename"])
 def test_save_that_is_cut_off_leaves_the_old_checkpoint(folder, monkeypatch, error, point):
     """Catches an old folder that is moved away and not moved back."""
     model, tokenizer = minisd.load_hf(folder)
@@ -575,7 +581,13 @@ def test_save_that_is_cut_off_leaves_the_old_checkpoint(folder, monkeypatch, err
             raise error
         return rename(path, *_)
 
-    if point == "tokenizer":
+    def fail_halfway(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise error
+
+    if point == "weights":
+        monkeypatch.setattr(safetensors_torch, "save_file", fail_halfway)
+    elif point == "tokenizer":
         tokenizer.save_pretrained = fail
     else:
         monkeypatch.setattr(Path, "rename", fail)

@@ -1,8 +1,10 @@
 """From a checkpoint and a JSONL file to a trained checkpoint, and the options that make it fit."""
 
 import dataclasses
+import errno
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -470,6 +472,21 @@ def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
 # Bad input ----------------------------------------------------------------------------------------
 
 
+def break_checkpoint(good: str, folder) -> None:
+    """A copy of a checkpoint with the damage that its name says."""
+    shutil.copytree(good, folder)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    if folder.name == "truncated":  # a download that broke off
+        weights.write_bytes(content[:-100])
+    elif folder.name == "flipped":  # a bit of the header's length
+        weights.write_bytes(bytes([content[0] ^ 4]) + content[1:])
+    else:  # more tokens than rows of the embedding
+        tokenizer = text_tokenizer()
+        tokenizer.add_tokens(["one", "two", "three", "four"])
+        tokenizer.save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -489,6 +506,12 @@ def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
         ({"max_new_tokens": "390"}, "allowed: 400, the model's context window"),
         ({"data": "short.jsonl"}, ": none of the 1 problems"),
         ({"data": "broken.jsonl"}, "broken.jsonl line 2: not JSON"),
+        ({"data": "lacks.jsonl"}, "lacks.jsonl line 2: lacks the field 'answer'"),
+        ({"data": "nothing.jsonl"}, "nothing.jsonl: no examples"),
+        ({"data": "long.jsonl"}, "allowed: 400, the model's context window"),
+        ({"init": "truncated"}, "model.safetensors: not a complete safetensors file"),
+        ({"init": "flipped"}, "model.safetensors: not a complete safetensors file"),
+        ({"init": "wordy"}, "allowed: below vocab_size"),
         ({"compare": "sdpo"}, "--compare: not with --init or --data"),
     ],
     ids=str,
@@ -501,6 +524,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (tmp_path / "empty").mkdir()
     write_lines(tmp_path / "short.jsonl", lines(1))
     (tmp_path / "broken.jsonl").write_text(json.dumps(lines(1)[0]) + "\n{\n")
+    write_lines(tmp_path / "lacks.jsonl", [lines(1)[0], {"prompt": "1+1"}])
+    (tmp_path / "nothing.jsonl").write_text("\n")
+    write_lines(
+        tmp_path / "long.jsonl",
+        [{"prompt": "a b " * 300, "answer": "1", "solution": "1"}, *lines()],
+    )
+    if flags.get("init") in ("truncated", "flipped", "wordy"):
+        break_checkpoint(checkpoint[0], tmp_path / flags["init"])
     before = set(tmp_path.iterdir())
     given = {"init": checkpoint[0], "data": checkpoint[1], "max_new_tokens": "8"} | flags
     arguments = [x for k, v in given.items() if v is not None for x in (f"--{k}", v)]
@@ -510,3 +541,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert stop.value.code == 2 and error.count("\n") == 1
     words = words.replace("DATA", checkpoint[1]).replace("INIT", checkpoint[0])
     assert words in error and set(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_fills_up_while_saving_is_one_line(checkpoint, tmp_path, capsys, monkeypatch):
+    """Catches a traceback at the end of a run, half a checkpoint, and a scratch folder left."""
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    config = dataclasses.asdict(text_config(checkpoint, tmp_path, steps=1))
+    arguments = [f"--{k}={v}" for k, v in config.items() if not isinstance(v, bool)]
+    with pytest.raises(SystemExit) as stop:
+        train_gpt.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "checkpoint: not saved, nothing there was changed" in error and "No space left" in error
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json", "metrics.jsonl"}

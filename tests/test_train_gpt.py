@@ -404,7 +404,11 @@ BAD = [
     (["--rules", "3"], "--context", "rule"),
     (["--context", "rule", "--rules", ","], "--rules", "numbers"),
     (["--world", "operators=+-", "--train_operators", "*"], "--train_operators", "+ -"),
-    (["--train_problems", "100000000000"], "--train_problems", "0 to"),
+    (
+        ["--train_problems", "51", "--world", "operators=+,max_operations=1"],
+        "--train_problems",
+        "0 to 50",
+    ),
     (["--loss", "sampled_token", "--student_frac", "0.5"], "--student_frac", "1 with"),
     (["--loss", "sequence_kl", "--temperature", "2"], "--temperature", "1 with"),
     (["--student_frac", "0.02"], "--student_frac", "1/16"),
@@ -432,6 +436,12 @@ BAD = [
     (["--compare", "sdpo", "nope"], "--compare", "sdpo"),
     (["--compare", "sdpo", "--seeds", "0"], "--seeds", "1 or more"),
     (["--stepz", "3"], "--stepz", ""),
+    (["--steps=--"], "--steps", "a value"),
+    (["two\nlines"], "two lines", ""),
+    (["--max_new_tokens", "99999999999"], "--max_new_tokens", "below 2^31"),
+    (["--threads", "5000"], "--threads", "0 to 1024"),
+    (["--world", "max_operations=1000"], "max_operations", "1 to 100"),
+    (["--compare", "sdpo", "--seeds", "99999999999"], "--seeds", "at most 1000"),
 ]
 
 
