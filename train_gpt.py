@@ -993,11 +993,11 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict) -> None:
-        """Raises ValueError if it is the state of another training."""
+        """Takes `saved` apart, so that its memory is free. Raises ValueError if it does not fit."""
         try:
             for name, model in self.models().items():
-                model.load_state_dict(saved["models"][name])
-            self.optimizer.load_state_dict(saved["optimizer"])
+                model.load_state_dict(saved["models"].pop(name))
+            self.optimizer.load_state_dict(saved.pop("optimizer"))
             self.rng.setstate(saved["rng"])
             self.generator.set_state(saved["generator"])
             self.step = int(saved["step"])
@@ -1436,7 +1436,7 @@ def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dic
 
 
 def claim_folder(folder: Path, config: TrainConfig) -> None:
-    """Makes the folder's config.json, and removes what a killed process was writing."""
+    """Removes what a killed process was writing; without checkpoints, writes config.json."""
     for path in (*folder.iterdir(), *(folder / "checkpoints").glob("*")):
         if is_temporary(path):
             path.unlink()

@@ -1,6 +1,6 @@
 """Kills runs with SIGKILL, resumes them and compares the end with that of uninterrupted runs.
 
-    python tests/kill_and_resume.py              # 20 kills, some minutes; exit code 1 if one differs
+    python tests/kill_and_resume.py              # 20 kills, minutes; exit code 1 if one differs
     python tests/kill_and_resume.py --seed 1     # other moments
 
 A run is killed at a random moment of its pretraining, of saving, of evaluating, of drawing, or of
