@@ -1473,7 +1473,8 @@ def warn_of_changes(folder: Path, config: TrainConfig, log: Log) -> None:
 
 def make_deterministic(on: bool) -> None:
     """Only operations that give the same bits every time, or none of this."""
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports a compiler
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
     if on:
         torch.backends.cudnn.benchmark = False

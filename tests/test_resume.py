@@ -119,7 +119,7 @@ RUNS = [
     {"method": "grpo", "kl_coef": 5.0, "updates_per_batch": 2},
     {"method": "rlvr_teacher", "adapt_steps": 2},
     {"method": "gkd"},
-    {"method": "sft_then_sdpo", "warm_start_steps": 2},
+    {"method": "sft_then_sdpo", "warm_start_steps": 2, "kl_coef": 5.0},
 ]
 
 
