@@ -2010,9 +2010,15 @@ def config_of_folder(folder: Path) -> TrainConfig:
         raise ValueError(
             f"--resume: {str(folder)!r} has no config.json of a run; allowed: a run's folder"
         ) from None
+    types = {
+        f.name: (f.type, int) if f.type is float else f.type
+        for f in dataclasses.fields(TrainConfig)
+    }
     try:
+        if not all(isinstance(value, types[name]) for name, value in settings.items()):
+            raise TypeError
         return TrainConfig(**settings | {"out_dir": str(folder)})
-    except TypeError:
+    except (TypeError, KeyError):
         raise ValueError(
             f"--resume: {str(folder)!r} has settings of another version; allowed: to start over"
         ) from None

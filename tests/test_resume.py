@@ -175,6 +175,15 @@ def test_resume_takes_no_other_flag_and_the_same_command_names_it(
     assert "--compare" in refused(capsys, [*resume, "--compare", "sdpo"])
     assert "no config.json" in refused(capsys, ["--resume", str(tmp_path / "nowhere")])
     assert f"--resume {config.folder}" in refused(capsys, arguments(config))
+    settings, path = (config.folder / "config.json").read_text(), config.folder / "config.json"
+    for old, new in (
+        ('"steps": 5', '"steps": 5.5'),
+        ('"rules": ""', '"rules": 3'),
+        ("rules", "ru"),
+    ):
+        path.write_text(settings.replace(old, new))
+        assert "settings of another version" in refused(capsys, resume)
+    path.write_text(settings)
     train_gpt.main(resume)
     assert "going on after step 4" in capsys.readouterr().out
     train_gpt.main(resume)
