@@ -499,9 +499,7 @@ def write_atomically(path: Path, write) -> None:
     try:
         write(temporary)
         with temporary.open("r+b") as f:
-            os.fsync(
-                f.fileno()
-            )  # the content is on the disk before the name is, power cuts included
+            os.fsync(f.fileno())  # so that a power cut leaves no name without content
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # half a file would only fill a full disk further
