@@ -111,6 +111,8 @@ def trial(i: int, rng: random.Random, references: list, folder: Path) -> str:
     arguments = [*flags, "--out_dir", out, "--cache_dir", str(base)]
     while (killed := start(arguments, phase, call, delay_s)).returncode == 0:
         shutil.rmtree(folder / "run")  # it had ended before the signal: again, and sooner
+        if phase == "pretraining":
+            shutil.rmtree(base)
         delay_s /= 2
     where = f"{phase}, call {call + 1}, {1000 * delay_s:.0f} ms"
     if killed.returncode != -signal.SIGKILL:
