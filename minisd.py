@@ -489,7 +489,9 @@ def pick_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float
         outside = ordered.cumsum(-1) - ordered >= top_p  # the first token is never outside
         probs = probs.scatter(1, order, ordered.masked_fill(outside, 0.0))
     cumulative = probs.cumsum(-1)
-    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
+    # Without a distribution (nan) the position found is V. The loss of that token will tell.
+    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 # 3. Log-probabilities, masks and reductions -------------------------------------------------------
@@ -497,11 +499,15 @@ def pick_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float
 LOG_PROB_FLOOR = -1e5  # nats; stands for log 0, so that 0 * log 0 is 0 and its gradient is finite
 
 
+class NonFiniteError(ValueError):
+    """A number that must be finite is not."""
+
+
 def log_softmax(logits: Tensor) -> Tensor:
     """Log-probabilities (..., V) in nats, in float32 or better, never below LOG_PROB_FLOOR."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     if logits.numel() and not logits.amax(-1).isfinite().all():
-        raise ValueError("logits: nan, inf or only -inf in a row; allowed: a finite entry")
+        raise NonFiniteError("logits: nan, inf or only -inf in a row; allowed: a finite entry")
     return F.log_softmax(logits, dim=-1).clamp(min=LOG_PROB_FLOOR)
 
 

@@ -26,11 +26,14 @@ import pickle
 import platform
 import random
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
+import zipfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -46,8 +49,13 @@ from tqdm import tqdm
 
 import minisd
 import toy_tasks
-from minisd import GPT, Completions, GPTConfig, Prompts, Teacher
+from minisd import GPT, Completions, GPTConfig, NonFiniteError, Prompts, Teacher
 from toy_tasks import Example, Task, TextExample, TextTask, ToyTask, World
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs in one folder are not noticed
+    fcntl = None
 
 # 1. Configuration: one dataclass, and methods as rows of overrides --------------------------------
 
@@ -188,6 +196,10 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda or mps")
     threads: int = option(
         0, "CPU threads; 0: as PyTorch decides", (lambda v: 0 <= v <= 1024, "0 to 1024")
+    )
+    deterministic: bool = option(False, "on a GPU: only operations that repeat bit for bit; slower")
+    save_every: int = option(
+        50, "steps between checkpoints, for --resume; 0: only when interrupted", COUNT
     )
     out_dir: str = option("", "where results go; empty: out/<method>-<seed>")
     cache_dir: str = option("out/base", "where base models are kept")
@@ -539,9 +551,7 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
     start = time.perf_counter()
     pretrain(model, config.toy_world, config.pretrain_steps, config.seed)
     seconds = time.perf_counter() - start
-    write_atomically(
-        path, lambda p: torch.save({"weights": model.state_dict(), "pretrain_s": seconds}, p)
-    )
+    save_tensors(path, {"weights": model.state_dict(), "pretrain_s": seconds})
     return model, seconds
 
 
@@ -570,8 +580,34 @@ def precision(config: TrainConfig, device: torch.device):
 def write_atomically(path: Path, write) -> None:
     """Calls write(temporary path), then renames it: no reader ever sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)
+    try:
+        write(temporary)
+        with temporary.open("r+b") as f:
+            os.fsync(f.fileno())  # so that a power cut leaves no name without content
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # half a file would only fill a full disk further
+        raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is what a killed `write_atomically` leaves."""
+    return path.name.startswith(".") and path.suffix[1:].isdigit()
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """torch.save, atomically. Raises OSError if the disk is full."""
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # PyTorch's own word for every failure of the file system
+            reason = str(error).splitlines()[0]
+            raise OSError(
+                f"{str(path)!r} cannot be written; is the disk full? ({reason})"
+            ) from None
+
+    write_atomically(path, write)
 
 
 def pick_device(name: str) -> torch.device:
@@ -856,10 +892,15 @@ def batch_loss(
 
 
 def backward(
-    config: TrainConfig, student: GPT, teacher: Teacher, reference: GPT | None, batch: Batch
+    config: TrainConfig,
+    student: GPT,
+    teacher: Teacher,
+    reference: GPT | None,
+    batch: Batch,
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`batch_loss`, detached, its gradient added to the student's, --micro_batch rows at a time."""
-    weights, parts = loss_weights(config, batch), []
+    weights, parts = loss_weights(config, batch) if weights is None else weights, []
     device = batch.rewards.device
     for rows in torch.arange(len(batch.texts), device=device).split(
         config.micro_batch or len(batch.texts)
@@ -901,6 +942,12 @@ class Evaluation:
     rewards: list[float]
 
 
+def evaluation_examples(config: TrainConfig, task: Task, split: str) -> tuple[list, random.Random]:
+    """The examples of a split, always the same, and the generator that drew them."""
+    rng = random.Random(f"evaluation-{split}-{config.seed}")
+    return task.evaluation(split, config.eval_problems, rng), rng
+
+
 def evaluate(
     config: TrainConfig,
     task: Task,
@@ -914,8 +961,7 @@ def evaluate(
 
     context, attempts: what is shown before the prompt, to measure a teacher as it teaches.
     """
-    rng = random.Random(f"evaluation-{split}-{config.seed}")
-    examples = task.evaluation(split, config.eval_problems, rng)
+    examples, rng = evaluation_examples(config, task, split)
     attempts = attempts or [task.reference(e, rng) for e in examples]
     contexts = [task.context(e, context, rng, a) for e, a in zip(examples, attempts)]
     device = next(model.parts()[0][0].parameters()).device
@@ -974,12 +1020,13 @@ UNITS = "KL and entropy H in nats per token; reward, overlap and equal-reward gr
 class Log:
     """metrics.jsonl, the lines on the terminal, and warnings that are given once."""
 
-    def __init__(self, folder: Path | None, quiet: bool):
+    def __init__(self, folder: Path | None, quiet: bool, rows: list[dict]):
         self.file, self.quiet = folder and folder / "metrics.jsonl", quiet
         self.warned, self.lines = set(), 0
-        self.rows: list[dict] = []
+        self.rows = rows  # those of a resumed run up to its checkpoint; the file may have more
         if self.file:
-            self.file.write_text("")
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(self.file, lambda p: p.write_text(text))
 
     def write(self, kind: str, row: dict) -> None:
         self.rows.append({"kind": kind, **row})
@@ -1006,6 +1053,49 @@ class Log:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
+@dataclass
+class TrainState:
+    """All that a step changes or depends on: with it, training goes on bit for bit on a CPU."""
+
+    stage: str
+    student: GPT
+    teacher: Teacher
+    reference: GPT | None
+    optimizer: torch.optim.Optimizer
+    rng: random.Random
+    generator: torch.Generator
+    step: int = 0  # the last one that is done
+
+    def models(self) -> dict[str, GPT]:
+        """Every model with weights of its own."""
+        models = {"student": self.student, "teacher": self.teacher.model}
+        if self.teacher.kind == "live":
+            del models["teacher"]
+        return models | ({"reference": self.reference} if self.reference else {})
+
+    def state_dict(self) -> dict:
+        """Tensors, numbers and strings only, so that it is read without unpickling objects."""
+        return {
+            "models": {name: model.state_dict() for name, model in self.models().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.getstate(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Takes `saved` apart, so that its memory is free. Raises ValueError if it does not fit."""
+        try:
+            for name, model in self.models().items():
+                model.load_state_dict(saved["models"].pop(name))
+            self.optimizer.load_state_dict(saved.pop("optimizer"))
+            self.rng.setstate(saved["rng"])
+            self.generator.set_state(saved["generator"])
+            self.step = int(saved["step"])
+        except (RuntimeError, KeyError, TypeError, ValueError):
+            raise ValueError("--resume: the checkpoint does not fit this version") from None
+
+
 def post_train(
     config: TrainConfig,
     task: Task,
@@ -1014,10 +1104,16 @@ def post_train(
     log: Log | None = None,
     *,
     on_evaluation=None,
+    on_step=None,
+    saved: dict | None = None,
     show_context: bool = False,
     stage: str = "post-training",
 ) -> None:
-    """Trains the student in place for config.steps steps; `log` None: silently."""
+    """Trains the student in place up to step config.steps; `log` None: silently.
+
+    on_step(TrainState) is called after every step; saved: a state_dict of one, to go on from there.
+    Raises NonFiniteError, and leaves the weights as they were, if loss or gradient is not finite.
+    """
     device = next(student.parameters()).device
     rng = random.Random(f"{stage}-{config.seed}")
     generator = seeded(f"{stage}-{config.seed}", device)
@@ -1025,7 +1121,10 @@ def post_train(
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
-    for step in progress(range(1, config.steps + 1), stage):
+    state = TrainState(stage, student, teacher, reference, optimizer, rng, generator)
+    if saved:
+        state.load_state_dict(saved)
+    for step in progress(range(state.step + 1, config.steps + 1), stage):
         start = time.perf_counter()
         # 1-4. Draw problems, roll out, grade, build the teacher's prompts.
         batch = collect(
@@ -1036,10 +1135,7 @@ def post_train(
         )
         for _ in range(config.updates_per_batch):
             # 5. Loss. 6. Clip and step.
-            loss, metrics = backward(config, student, teacher, reference, batch)
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss, norm, metrics = update(config, state, batch)
         # 7. Update the teacher.
         teacher.update(step)
         # 8. Log.
@@ -1055,9 +1151,59 @@ def post_train(
         # 9. Evaluate.
         if on_evaluation and (step % config.eval_every == 0 or step == config.steps):
             on_evaluation(step)
+        # 10. Save.
+        state.step = step
+        if on_step:
+            on_step(state)
 
 
 LOG_EVERY = 5  # steps
+
+
+def update(
+    config: TrainConfig, state: TrainState, batch: Batch
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One step of the optimiser: the loss, the norm of its gradient, and what is logged.
+
+    Raises NonFiniteError, and leaves the weights as they were, if loss or norm is not finite.
+    """
+    try:
+        loss, metrics = backward(config, state.student, state.teacher, state.reference, batch)
+        norm = clipped_norm(config, state.student, loss)
+    except NonFiniteError as error:
+        rows = guilty_rows(config, state, batch)
+        raise NonFiniteError(f"{state.stage}, step {state.step + 1}: {error}; {rows}") from None
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return loss, norm, metrics
+
+
+def clipped_norm(config: TrainConfig, student: GPT, loss: Tensor) -> Tensor:
+    """The norm of the gradient, which is clipped. Raises NonFiniteError, also for the loss."""
+    norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.grad_clip)
+    if not (loss + norm).isfinite():  # one synchronisation with the device, not two
+        what, value = ("gradient norm", norm) if loss.isfinite() else ("loss", loss)
+        raise NonFiniteError(f"{what} {value.item()}")
+    return norm
+
+
+def guilty_rows(config: TrainConfig, state: TrainState, batch: Batch) -> str:
+    """Which rows of the batch have no finite loss or gradient of their own, in words."""
+    weights, guilty = loss_weights(config, batch), []
+    for i, row in enumerate(torch.arange(len(batch.texts), device=batch.rewards.device).split(1)):
+        state.optimizer.zero_grad(set_to_none=True)
+        part = {name: value[row] for name, value in weights.items()}
+        models = (state.student, state.teacher, state.reference)
+        try:
+            loss, _ = backward(config, *models, batch.take(row), part)
+            clipped_norm(config, state.student, loss)
+        except NonFiniteError:
+            guilty.append(i)
+    if not guilty:
+        return "in no single row of the batch, only in their sum"
+    more = f" and {len(guilty) - 3} more" if len(guilty) > 3 else ""
+    first = brief(batch.examples[guilty[0]].prompt, 40)
+    return f"in rows {', '.join(map(str, guilty[:3]))}{more} of the batch, the first {first!r}"
 
 
 def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log) -> None:
@@ -1075,10 +1221,17 @@ def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log)
         log.warn(f"--teacher_every {config.teacher_every}: no snapshot is taken in so few steps")
 
 
-def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
-    """The teacher of a run; an external one is a larger base model, or adapted by reward."""
+def make_teacher(
+    config: TrainConfig, task: Task, student: GPT, shape: dict | None = None
+) -> Teacher:
+    """The teacher of a run; an external one is a larger base model, or adapted by reward.
+
+    shape: that of the model in a checkpoint, from which the weights are about to be read.
+    """
     external = None
-    if config.teacher == "external" and config.external_teacher in EXTERNAL_BASES:
+    if shape and config.teacher == "external":
+        external = GPT(GPTConfig(**shape)).to(next(student.parameters()).device)
+    elif config.teacher == "external" and config.external_teacher in EXTERNAL_BASES:
         external, _ = base_model(*external_base(config))
     elif config.teacher == "external" and config.external_teacher != "adapted":
         external = load_student(config, Path(config.external_teacher), student)
@@ -1190,34 +1343,54 @@ PROBE_TOKENS = 64  # of a completion in the start-up checks: enough to see a shi
 # 7. One run: set up, train, write everything down -------------------------------------------------
 
 
-def run(config: TrainConfig, quiet: bool = False) -> dict:
+def run(config: TrainConfig, quiet: bool = False, resume: bool = False) -> dict:
     """Trains by one method and writes the run's folder; returns its summary.
 
     A folder that already holds the results of the same settings is left alone and read instead.
-    Raises ValueError if the folder is anything else than empty or a run of the same settings.
+    Raises ValueError if the folder is anything else than empty or a run of the same settings, if
+    that run is unfinished and `resume` false, or if another process is at work in it.
     """
     folder = config.folder
-    if finished := finished_run(folder, config):
+    if finished := finished_run(folder, config, resume):
         return finished
-    start = time.perf_counter()
+    with alone_in(folder):
+        if (folder / "summary.json").exists():  # written by another process since
+            return json.loads((folder / "summary.json").read_text())
+        return train(config, quiet)
+
+
+def train(config: TrainConfig, quiet: bool) -> dict:
+    """The run itself: from its last checkpoint if the folder has one, else from the start."""
+    folder, start = config.folder, time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
+    make_deterministic(config.deterministic)
     task = None if config.data else make_task(config)  # its errors come before the pretraining
+    if not config.init:
+        claim_folder(folder, config)
     student, tokenizer, pretrain_s = initial_model(config)
     task = task or make_task(config, tokenizer)
     if config.init:
         check_fit(config, task, student.config.context_window)
-    claim_folder(folder, config)
-    log = Log(folder, quiet)
-    for what, passed, reading in start_up_checks(config, task, student):
-        log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
-        if not passed:
-            raise RuntimeError(f"start-up check failed: {what} ({reading})")
-    before = evaluate_all(config, task, student, Teacher("live", student))  # before anything
-    if config.warm_start_steps:
-        warm_start(config, task, student)
-    teacher = make_teacher(config, task, student)
+        claim_folder(folder, config)
+    saved = last_checkpoint(config)
+    log = Log(folder, quiet, saved["rows"] if saved else [])
     evaluations: dict[int, dict[str, Evaluation]] = {}
+    if saved:
+        teacher = make_teacher(config, task, student, saved["teacher_shape"])
+        before, evaluations = unpack_evaluations(config, task, saved)
+        start -= saved["wall_s"]
+        warn_of_changes(folder, config, log)
+        log.say(f"going on after step {saved['training']['step']}")
+    else:
+        for what, passed, reading in start_up_checks(config, task, student):
+            log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
+            if not passed:
+                raise RuntimeError(f"start-up check failed: {what} ({reading})")
+        before = evaluate_all(config, task, student, Teacher("live", student))  # before anything
+        if config.warm_start_steps:
+            warm_start(config, task, student)
+        teacher = make_teacher(config, task, student)
 
     def on_evaluation(step: int) -> None:
         results = evaluations[step] = evaluate_all(config, task, student, teacher)
@@ -1225,9 +1398,31 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
         for example, text in failures(results["fresh"], task):
             log.say(f"    wrong: {brief(example.prompt + text)}   (expected {example.answer})")
 
-    on_evaluation(0)
-    train_start = time.perf_counter()
-    post_train(config, task, student, teacher, log, on_evaluation=on_evaluation)
+    def on_step(state: TrainState) -> None:
+        regular = config.save_every and state.step % config.save_every == 0
+        if regular or received:
+            content = {
+                **{"settings": run_settings(config), "training": state.state_dict()},
+                **{"teacher_shape": dataclasses.asdict(teacher.model.config), "rows": log.rows},
+                "before": plain(before),
+                "evaluations": {i: plain(evaluations[i]) for i in (0, max(evaluations))},
+                "train_s": time.perf_counter() - train_start,
+                "wall_s": time.perf_counter() - start,
+            }
+            save_checkpoint(folder, state.step, content)
+        if received:
+            raise Interrupted(received[0], f" after step {state.step}, which is saved")
+
+    if not saved:
+        on_evaluation(0)
+    train_start = time.perf_counter() - (saved["train_s"] if saved else 0)
+    with deferred_signals() as received:
+        post_train(
+            *(config, task, student, teacher, log),
+            on_evaluation=on_evaluation,
+            on_step=on_step,
+            saved=saved["training"] if saved else None,
+        )
     train_s = time.perf_counter() - train_start
     save(config, student, tokenizer)
     after = evaluations[max(evaluations)]
@@ -1257,7 +1452,7 @@ def save(config: TrainConfig, student: GPT, tokenizer: Any) -> None:
         minisd.save_hf(student, tokenizer, config.folder / "checkpoint")
         return
     content = {"weights": student.state_dict(), "shape": dataclasses.asdict(student.config)}
-    write_atomically(config.folder / "student.pt", lambda p: torch.save(content, p))
+    save_tensors(config.folder / "student.pt", content)
 
 
 def make_task(config: TrainConfig, tokenizer: Any = None) -> Task:
@@ -1296,25 +1491,29 @@ def check_fit(config: TrainConfig, task: TextTask, context_window: int) -> None:
 
 def run_settings(config: TrainConfig) -> dict:
     """What two runs must have in common to be the same run."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k != "out_dir"}
+    settings = dataclasses.asdict(config)
+    return {k: v for k, v in settings.items() if k not in ("out_dir", "save_every")}
 
 
-def finished_run(folder: Path, config: TrainConfig) -> dict | None:
+def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dict | None:
     """The summary of this very run, if it has finished in the folder. Changes nothing.
 
-    Raises ValueError if the path is a file, or holds something else than a run of these settings.
+    Raises ValueError if the path is a file, or holds something else than a run of these settings,
+    or such a run that is unfinished, unless it is to be resumed.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
     settings = run_settings(config)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not all(map(is_temporary, folder.iterdir())):
         try:
             found = dict(json.loads((folder / "config.json").read_text())["settings"])
         except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(
                 f"--out_dir: {str(folder)!r} holds other files; allowed: an empty or new folder"
             ) from None
-        differing = [k for k in settings if found.get(k) != settings[k]]
+        # An option younger than the folder had its default.
+        found = {f.name: f.default for f in dataclasses.fields(config)} | found
+        differing = [k for k in settings if found[k] != settings[k]]
         if differing:
             name = differing[0]
             what = "a" if (folder / "summary.json").exists() else "an unfinished"
@@ -1324,20 +1523,32 @@ def finished_run(folder: Path, config: TrainConfig) -> dict | None:
             )
         if (folder / "summary.json").exists():
             return json.loads((folder / "summary.json").read_text())
+        with alone_in(folder):  # raises if that run is at work at this moment
+            pass
+        if not resume:
+            raise ValueError(
+                f"--out_dir: {str(folder)!r} holds this run, unfinished; to go on: "
+                f"python train_gpt.py --resume {folder}; to start over, delete that folder"
+            )
     return None
 
 
 def claim_folder(folder: Path, config: TrainConfig) -> None:
-    """Makes the folder and writes config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"settings": run_settings(config), "record": record()})
+    """Removes what a killed process was writing; without checkpoints, writes config.json."""
+    for path in (*folder.iterdir(), *(folder / "checkpoints").glob("*")):
+        if is_temporary(path):
+            path.unlink()
+    if not (folder / "checkpoints").exists():
+        content = {"settings": dataclasses.asdict(config), "record": record(config)}
+        write_json(folder / "config.json", content)
 
 
-def record() -> dict:
+def record(config: TrainConfig) -> dict:
     """What a reader needs to repeat a run: code version, packages and machine."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
+    device = pick_device(config.device)
     return {
         "git_commit": commit.stdout.strip() or "unknown",
         "code": code_version(),
@@ -1345,8 +1556,173 @@ def record() -> dict:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+def warn_of_changes(folder: Path, config: TrainConfig, log: Log) -> None:
+    """Says what is not as it was when the run began, since then its numbers will not be either."""
+    then, now = json.loads((folder / "config.json").read_text())["record"], record(config)
+    changed = [name for name in now if then.get(name) != now[name] and name != "git_commit"]
+    if changed:
+        log.warn(f"not as when this run began, so not bit for bit: {', '.join(changed)}")
+
+
+def make_deterministic(on: bool) -> None:
+    """Only operations that give the same bits every time, or none of this."""
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports a compiler
+        torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.deterministic = on
+    if on:
+        torch.backends.cudnn.benchmark = False
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS is first used
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path):
+    """Locks the folder, which is made if need be. Raises ValueError if another process has.
+
+    The lock is the system's and lies on the folder itself: it ends with the process, however that
+    ends, and leaves no file. A folder in which nothing was written is removed again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(
+            f"--out_dir: another process is at work in {str(folder)!r}; allowed: another folder, "
+            "or to wait for it"
+        ) from None
+    except OSError:
+        pass  # some network file systems lock no folders; there two runs are not noticed
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # fails unless it is empty
+        os.close(handle)
+
+
+def save_checkpoint(folder: Path, step: int, content: dict) -> None:
+    """Writes <folder>/checkpoints/step-<step>.pt, and keeps the one before, but no older one."""
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    save_tensors(folder / "checkpoints" / f"step-{step:08d}.pt", content)
+    for old in checkpoint_files(folder)[2:]:
+        old.unlink()
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True)
+
+
+def last_checkpoint(config: TrainConfig) -> dict | None:
+    """The newest whole checkpoint of the run's folder; None if there is none at all.
+
+    A damaged or foreign one is named and set aside. Raises ValueError if no other one is whole.
+    """
+    refused = []
+    for path in checkpoint_files(config.folder):
+        try:
+            saved = read_checkpoint(path, config)
+        except ValueError as error:
+            refused.append((path, error))
+            continue
+        for other, error in refused:
+            other.rename(other.with_suffix(".refused"))
+            print(f"warning: {error}; the one before it is used: {path.name}", file=sys.stderr)
+        return saved
+    if refused:
+        raise ValueError(f"--resume: {refused[0][1]}, and no other checkpoint is whole")
+    return None
+
+
+def read_checkpoint(path: Path, config: TrainConfig) -> dict:
+    """What `save_checkpoint` wrote. Raises ValueError if it is damaged or of another run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # the checksums, which torch.load does not look at
+                raise EOFError
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        foreign = saved["settings"] != run_settings(config)
+        _ = saved["training"]["step"]
+    except UNREADABLE:
+        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint") from None
+    if foreign:
+        raise ValueError(f"{str(path)!r} is a checkpoint of another run")
+    return saved
+
+
+UNREADABLE = (  # what zipfile, torch and a missing key raise at a broken file
+    *(OSError, EOFError, KeyError, TypeError, RuntimeError, ValueError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError),
+)
+
+
+def plain(results: dict[str, Evaluation]) -> dict:
+    """Evaluations as dicts of numbers and strings, without their examples; see the next."""
+    return {
+        k: {"means": e.means, "texts": e.texts, "rewards": e.rewards} for k, e in results.items()
+    }
+
+
+def unpack_evaluations(config: TrainConfig, task: Task, saved: dict) -> tuple[dict, dict]:
+    """Those before everything, and those by step, of a checkpoint; their examples drawn again."""
+    splits = {split: evaluation_examples(config, task, split)[0] for split in task.splits}
+    splits["teacher"] = splits["train"]
+
+    def unpack(results: dict) -> dict[str, Evaluation]:
+        return {split: Evaluation(examples=splits[split], **e) for split, e in results.items()}
+
+    return unpack(saved["before"]), {i: unpack(r) for i, r in saved["evaluations"].items()}
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM; args: its number and, in words, what had been reached."""
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.args[0]).name}{''.join(self.args[1:])}"
+
+
+@contextlib.contextmanager
+def handled_signals(handler):
+    """SIGINT and SIGTERM go to handler(number, frame) meanwhile."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may choose
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def stop_at_once(number: int, frame) -> None:
+    raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def deferred_signals():
+    """Yields a list that receives the first signal's number; a second one stops at once."""
+    received = []
+
+    def receive(number: int, frame) -> None:
+        if received:
+            raise Interrupted(number)
+        received.append(number)
+
+    with handled_signals(receive):
+        yield received
 
 
 def code_version() -> str:
@@ -1510,11 +1886,12 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
         for method in trained
     }
     for config in configs.values():
-        finished_run(config.folder, config)  # refuses foreign folders before hours are spent
+        # Refuses foreign folders before hours are spent; unfinished runs are gone on with.
+        finished_run(config.folder, config, resume=True)
     first = [(configs[trained[0], seed], "base") for seed in seeds]
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
         list(progress(pool.map(pretrain_only, first), "base models", len(first)))
-        runs = pool.map(partial(run, quiet=True), configs.values())
+        runs = pool.map(partial(run, quiet=True, resume=True), configs.values())
         summaries = dict(zip(configs, progress(runs, "runs", len(configs))))
     table = {}
     for method in methods:
@@ -1856,6 +2233,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--completion", help="what --inspect shows; a beginning is continued")
     parser.add_argument("--list_methods", action="store_true", help="print the method table")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the unfinished run in DIR")
     for f in dataclasses.fields(TrainConfig):
         loaded = CHECKPOINT_SETTINGS.get(f.name)
         loaded = "" if loaded is None else f", with --init {loaded!r}"
@@ -1932,6 +2310,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if broken := [name for name, value in flags.items() if value == []]:
             raise ValueError(f"--{broken[0]}: '--'; allowed: a value")  # argparse lets it through
+        if "resume" in flags:
+            folder = Path(flags.pop("resume"))
+            for name in flags:
+                raise ValueError(f"--{name}: not with --resume, whose settings are in the folder")
+            return main_run(config_of_folder(folder), resume=True)
         modes = {name: flags.pop(name, None) for name in ("compare", "claim", "inspect")}
         chosen = [name for name, value in modes.items() if value is not None]
         if len(chosen) > 1:
@@ -1962,17 +2345,61 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"train_gpt.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        print(f"train_gpt.py: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.args[0])
 
 
-def main_run(config: TrainConfig) -> None:
+def config_of_folder(folder: Path) -> TrainConfig:
+    """The settings of the run in a folder. Raises ValueError if there is none."""
+    try:
+        settings = dict(json.loads((folder / "config.json").read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"--resume: {str(folder)!r} has no config.json of a run; allowed: a run's folder"
+        ) from None
+    types = {
+        f.name: (f.type, int) if f.type is float else f.type
+        for f in dataclasses.fields(TrainConfig)
+    }
+    try:
+        if not all(isinstance(value, types[name]) for name, value in settings.items()):
+            raise TypeError
+        return TrainConfig(**settings | {"out_dir": str(folder)})
+    except (TypeError, KeyError):
+        raise ValueError(
+            f"--resume: {str(folder)!r} has settings of another version; allowed: to start over"
+        ) from None
+
+
+def run_or_say_how_to_go_on(config: TrainConfig, resume: bool) -> dict:
+    """`run`; what stops it says what is left and which command goes on from there."""
+    folder = config.folder
+    go_on = f"to go on: python train_gpt.py --resume {folder}"
+    try:
+        with handled_signals(stop_at_once):
+            return run(config, resume=resume)
+    except NonFiniteError as error:
+        last = next((str(path) for path in checkpoint_files(folder)), "none")
+        advice = "try a lower --learning_rate in another --out_dir"
+        raise ValueError(f"{error}; weights untouched; last checkpoint: {last}; {advice}") from None
+    except (OSError, Interrupted) as stop:
+        if not (folder / "config.json").exists():
+            raise
+        if isinstance(stop, OSError):
+            raise OSError(f"{stop}; what was saved is whole; {go_on}") from None
+        raise Interrupted(*stop.args, f"; {go_on}") from None
+
+
+def main_run(config: TrainConfig, resume: bool = False) -> None:
     """One run, with everything that a person sees of it."""
     pick_device(config.device)
-    known = finished_run(config.folder, config) is not None  # refuses a foreign folder
+    known = finished_run(config.folder, config, resume) is not None  # refuses a foreign folder
     if not known:
         settings = (f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
         print(textwrap.fill(" ".join(settings), 100, break_long_words=False))
         print(UNITS)
-    summary = run(config)
+    summary = run_or_say_how_to_go_on(config, resume)
     if known:
         print(
             f"{config.folder} already holds this run: its results are shown; to start over, delete "

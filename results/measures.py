@@ -59,7 +59,7 @@ def train_and_measure(config: TrainConfig) -> tuple[dict[str, Any], Task, GPT]:
         warm_start(config, task, student)
     teacher = make_teacher(config, task, student)
     at_start = evaluate_teacher(config, task, teacher, before["train"].texts)
-    log = Log(None, quiet=True)
+    log = Log(None, quiet=True, rows=[])
     post_train(config, task, student, teacher, log)
     results = {"before": before, "after": evaluate_all(config, task, student, teacher)}
     numbers: dict[str, Any] = {"teacher.accuracy": at_start.means["accuracy_frac"]}

@@ -321,6 +321,35 @@ def test_from_jsonl_to_a_checkpoint_that_transformers_loads(
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("method, flags", [("sdpo", {"dtype": "bfloat16"}), ("grpo", {})], ids=str)
+def test_a_resumed_checkpoint_is_the_uninterrupted_one(
+    method, flags, checkpoint, tmp_path, monkeypatch
+):
+    """Catches a resume that starts from --init, or cannot rebuild what the toy lacks."""
+    evaluate_all, folders = train_gpt.evaluate_all, (tmp_path / "whole", tmp_path / "broken")
+    calls, small = [], {"steps": 3, "save_every": 2, "eval_every": 3}
+
+    def fails_at_the_end(*arguments):
+        calls.append(None)
+        if len(calls) == 6:  # 3 in the whole run; then before everything, at steps 0 and 3
+            raise InterruptedError
+        return evaluate_all(*arguments)
+
+    monkeypatch.setattr(train_gpt, "evaluate_all", fails_at_the_end)
+    whole, broken = (
+        text_config(checkpoint, tmp_path, method, out_dir=str(folder), **small, **flags)
+        for folder in folders
+    )
+    expected = train_gpt.run(whole, quiet=True)
+    with pytest.raises(InterruptedError):
+        train_gpt.run(broken, quiet=True)
+    found = train_gpt.run(broken, quiet=True, resume=True)
+    for part in ("after", "before", "samples", "teacher_accuracy_frac"):
+        assert found[part] == expected[part]
+    weights = [(f / "checkpoint" / "model.safetensors").read_bytes() for f in folders]
+    assert weights[0] == weights[1]
+
+
 def toy_tokenizer():
     """The toy's vocabulary as a tokenizer of transformers: its tokens carry their own spaces."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
