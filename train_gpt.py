@@ -5,9 +5,11 @@ python train_gpt.py --method grpo       # 30 s: the same problems, rewards inste
 python train_gpt.py --compare base sdpo grpo sft --seeds 3   # minutes: a table with intervals
 python train_gpt.py --list_methods      # every method as a row of settings
 python train_gpt.py --method sdpo --init Qwen/Qwen3-0.6B --data gsm8k.jsonl   # a real checkpoint
+torchrun --nproc_per_node 8 train_gpt.py --method sdpo ...   # several processes, same flags
 
 1 configuration and method table   2 the initial model   3 one batch   4 its loss   5 evaluation
-6 training   7 one run   8 tables and pictures   9 several methods and seeds   10 command line
+6 training   7 one run   8 tables and pictures   9 several methods and seeds   10 several processes
+11 command line
 """
 
 import argparse
@@ -28,16 +30,17 @@ import textwrap
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial, partialmethod
+from functools import cache, partial, partialmethod, reduce
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 import minisd
@@ -96,13 +99,12 @@ class TrainConfig:
         "of the computation and of the saved checkpoint; in training, weights are float32",
         one_of("float32", "bfloat16"),
     )
-    micro_batch: int = option(
-        0, "completions per forward and backward pass; 0: all, same gradient", COUNT
-    )
+    micro_batch: int = option(0, "completions per pass and process; 0: all, same gradient", COUNT)
     chunk_tokens: int = option(
         0, "tokens whose logits exist at a time; 0: all, same gradient", COUNT
     )
     activation_checkpointing: bool = option(False, "less memory, every block computed twice")
+    shard: bool = option(False, "divide weights and optimiser among the processes of torchrun")
     # Who is trained on what
     steps: int = option(150, "post-training steps", POSITIVE)
     train_problems: int = option(64, "problems in the training pool; 0: endless", COUNT)
@@ -464,12 +466,12 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
 def initial_model(config: TrainConfig) -> tuple[GPT, Any, float]:
     """The model that training starts from, its tokenizer (None in the toy), pretraining seconds."""
     if config.init:
-        student, tokenizer = minisd.load_hf(config.init, device=pick_device(config.device))
+        student, tokenizer = minisd.load_hf(config.init, device=loading_device(config))
         pretrain_s = 0.0
     else:
-        (student, pretrain_s), tokenizer = base_model(config), None
+        (student, pretrain_s), tokenizer = on_first(lambda: base_model(config)), None
     student.activation_checkpointing = config.activation_checkpointing
-    return student, tokenizer, pretrain_s
+    return spread(config, student), tokenizer, pretrain_s
 
 
 def precision(config: TrainConfig, device: torch.device):
@@ -619,17 +621,19 @@ def write(
     config, task, author: GPT | Teacher, prompts: Prompts, rows: slice, generator, temperature=None
 ) -> Completions:
     """Completions by the author of some rows of the prompts."""
-    with precision(config, prompts.ids.device):
-        return minisd.sample(
-            author,
-            prompts.ids[rows],
-            prompts.pad_count[rows],
+    ids, pad_count = prompts.ids[rows], prompts.pad_count[rows]
+    shape, own = (len(ids), config.max_new_tokens), own_rows(len(ids), ids.device)
+    uniforms = torch.rand(shape, generator=generator, device=ids.device)
+    with precision(config, ids.device), gathered(author):
+        written = minisd.sample(
+            *(author, ids[own], pad_count[own]),
             max_new_tokens=config.max_new_tokens,
             end_id=task.end_id,
             pad_id=task.pad_id,
             temperature=temperature or config.temperature,
-            generator=generator,
+            uniforms=uniforms[own],
         )
+    return from_all(written, len(ids), task.pad_id)
 
 
 def seeded(name: str, device: torch.device) -> torch.Generator:
@@ -776,17 +780,18 @@ def backward(
     """`batch_loss`, detached, its gradient added to the student's, --micro_batch rows at a time."""
     weights, parts = loss_weights(config, batch), []
     device = batch.rewards.device
-    for rows in torch.arange(len(batch.texts), device=device).split(
-        config.micro_batch or len(batch.texts)
-    ):
+    own = own_rows(len(batch.texts), device)
+    for rows in own.split(config.micro_batch or len(own)):
         part = {name: value[rows] for name, value in weights.items()}
         with precision(config, device):
             loss, means = batch_loss(
                 *(config, student, teacher, reference, batch.take(rows)), weights=part
             )
-        loss.backward()
+        # The mean over the processes, which `spread` makes of gradients, must be their sum.
+        (processes() * loss).backward()
         parts.append({"loss": loss.detach()} | means)
-    total = {name: sum(part[name] for part in parts) for name in parts[0]}
+    release(teacher, reference)
+    total = over_processes({name: sum(part[name] for part in parts) for name in parts[0]})
     return total.pop("loss"), total
 
 
@@ -885,7 +890,8 @@ class Log:
     """metrics.jsonl, the lines on the terminal, and warnings that are given once."""
 
     def __init__(self, folder: Path, quiet: bool):
-        self.file, self.quiet, self.warned, self.lines = folder / "metrics.jsonl", quiet, set(), 0
+        self.file = folder / "metrics.jsonl" if is_first() else Path(os.devnull)
+        self.quiet, self.warned, self.lines = quiet, set(), 0
         self.rows: list[dict] = []
         self.file.write_text("")
 
@@ -928,7 +934,7 @@ def post_train(
     device = next(student.parameters()).device
     rng = random.Random(f"{stage}-{config.seed}")
     generator = seeded(f"{stage}-{config.seed}", device)
-    reference = copy.deepcopy(student).requires_grad_(False) if config.kl_coef else None
+    reference = copied(config, student).requires_grad_(False) if config.kl_coef else None
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
@@ -986,11 +992,11 @@ def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
     """The teacher of a run; an external one is a larger base model, or adapted by reward."""
     external = None
     if config.teacher == "external" and config.external_teacher == "larger":
-        external, _ = base_model(config, "larger")
+        external = spread(config, on_first(lambda: base_model(config, "larger"))[0])
     elif config.teacher == "external" and config.external_teacher != "adapted":
-        external = load_student(config, Path(config.external_teacher), student)
+        external = spread(config, load_student(config, Path(config.external_teacher), student))
     elif config.teacher == "external":
-        external = copy.deepcopy(student)
+        external = copied(config, student)
         settings = METHODS["grpo"].settings | {"steps": config.adapt_steps, "teacher": "live"}
         adapting = dataclasses.replace(config, **settings)
         live = Teacher("live", external)  # without a second copy: rewards alone teach here
@@ -1000,12 +1006,13 @@ def make_teacher(config: TrainConfig, task: Task, student: GPT) -> Teacher:
         update_rate=config.teacher_update_rate,
         every=config.teacher_every,
         external=external,
+        copied=partial(copied, config),
     )
 
 
 def load_student(config: TrainConfig, folder: Path, student: GPT) -> GPT:
     """The trained model of a run's folder; with --init, any checkpoint of the same vocabulary."""
-    device, flag = pick_device(config.device), f"--external_teacher: {str(folder)!r}"
+    device, flag = loading_device(config), f"--external_teacher: {str(folder)!r}"
     if config.init:
         model, _ = minisd.load_hf(str(folder), device=device)
     else:
@@ -1032,7 +1039,8 @@ def warm_start(config: TrainConfig, task: Task, student: GPT) -> None:
     }
     settings |= dict.fromkeys(("reward_weight", "importance_cap", "kl_coef", "resample"), 0)
     supervised = dataclasses.replace(config, **settings, warm_start_steps=0)
-    post_train(supervised, task, student, Teacher("frozen", student), stage="warm start")
+    teacher = Teacher("frozen", student, copied=partial(copied, config))
+    post_train(supervised, task, student, teacher, stage="warm start")
 
 
 def start_up_checks(config: TrainConfig, task: Task, student: GPT) -> list[tuple[str, bool, str]]:
@@ -1054,6 +1062,7 @@ def start_up_checks(config: TrainConfig, task: Task, student: GPT) -> list[tuple
             teacher_prompts=batch.prompts,
             chunk_tokens=config.chunk_tokens,
         )
+    release(student)
     own = terms["student_log_probs"] - batch.completions.token_log_probs
     kl = terms["reverse_kl"].abs().max().item()
     ratios = own.exp()[batch.completions.mask].sub(1).abs()
@@ -1098,7 +1107,7 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     Raises ValueError if the folder is anything else than empty or a run of the same settings.
     """
     folder = config.folder
-    if finished := finished_run(folder, config):
+    if finished := on_first(lambda: finished_run(folder, config)):
         return finished
     start = time.perf_counter()
     if config.threads:
@@ -1108,7 +1117,7 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     task = task or make_task(config, tokenizer)
     if config.init:
         check_fit(config, task, student.config.context_window)
-    claim_folder(folder, config)
+    on_first(lambda: claim_folder(folder, config))
     log = Log(folder, quiet)
     for what, passed, reading in start_up_checks(config, task, student):
         log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
@@ -1130,7 +1139,8 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
     train_start = time.perf_counter()
     post_train(config, task, student, teacher, log, on_evaluation=on_evaluation)
     train_s = time.perf_counter() - train_start
-    save(config, student, tokenizer)
+    trained = whole(student)
+    on_first(lambda: save(config, trained, tokenizer))
     after = evaluations[max(evaluations)]
     summary = {
         **{"method": config.method, "seed": config.seed, "steps": config.steps},
@@ -1145,9 +1155,9 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
         "samples": samples(before, after),
     }
     log.say("drawing the curves")
-    draw_curves(folder / "curves.png", config, log.rows, summary)
+    on_first(lambda: draw_curves(folder / "curves.png", config, log.rows, summary))
     summary["wall_s"] = time.perf_counter() - start
-    write_json(folder / "summary.json", summary)
+    on_first(lambda: write_json(folder / "summary.json", summary))
     return summary
 
 
@@ -1504,7 +1514,216 @@ def draw_comparison(path: Path, result: dict) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
-# 10. Command line ---------------------------------------------------------------------------------
+# 10. Several processes ----------------------------------------------------------------------------
+#
+# Not needed to follow a step: in one process every function here gives back what it was given.
+# Under torchrun all processes draw the same problems and random numbers and hold the same Batch;
+# each writes (`write`) and scores (`backward`) its own rows. Weights in the means and advantages
+# come from the whole batch, so that gradients need only be added up, whatever the reduction.
+
+
+def processes() -> int:
+    """How many share each batch; 1 without torchrun."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return processes() == 1 or distributed.get_rank() == 0
+
+
+@contextlib.contextmanager
+def process_group(config: TrainConfig):
+    """Joins the processes that torchrun has started, one GPU to each; all but the first are silent.
+
+    Raises ValueError for settings that do not fit them.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    config.require(count > 1 or not config.shard, "shard", "only with several processes (torchrun)")
+    if count == 1:
+        yield
+        return
+    whole_rows = config.batch_size % count == 0
+    config.require(whole_rows, "batch_size", f"a multiple of {count}, the number of processes")
+    device = pick_device(config.device)
+    known = str(device) in ("cpu", "cuda")
+    config.require(known, "device", "auto, cpu or cuda, without a number, with torchrun")
+    if device.type == "cuda":
+        local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        config.require(local < cards, "device", f"cpu, or at most {cards} processes, one to a GPU")
+        torch.cuda.set_device(local)
+    distributed.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
+        if not is_first():
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+    distributed.destroy_process_group()
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What the function returns, or raises, in the first process, in all of them; called there."""
+    if processes() == 1:
+        return function()
+    outcome = [None]
+    if is_first():
+        try:
+            outcome = [function()]
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    distributed.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def own_rows(count: int, device: torch.device) -> Tensor:
+    """Which of `count` rows are this process's: equally many for each, the first ones again."""
+    rank = distributed.get_rank() if processes() > 1 else 0
+    each = math.ceil(count / processes())
+    return torch.arange(rank * each, (rank + 1) * each, device=device) % count
+
+
+def from_all(written: Completions, count: int, pad_id: int) -> Completions:
+    """The `count` rows of a batch, of which every process has written its `own_rows`."""
+    if processes() == 1:
+        return written
+    device, parts = written.ids.device, [None] * processes()
+    distributed.all_gather_object(parts, Completions(*(x.cpu() for x in vars(written).values())))
+    joined = reduce(lambda left, right: left.join(right, pad_id), parts)
+    return Completions(*(x[:count].to(device) for x in vars(joined).values()))
+
+
+def over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """0-dim tensors, each summed over the processes."""
+    if processes() == 1:
+        return values
+    sums = torch.stack(list(values.values()))
+    distributed.all_reduce(sums)
+    return dict(zip(values, sums))
+
+
+def loading_device(config: TrainConfig) -> torch.device:
+    """Where weights are read to: one of several cards may be too small for all of them."""
+    return pick_device(config.device if processes() == 1 else "cpu")
+
+
+@cache
+def process_mesh(device_type: str, shard: bool):
+    """The processes as fully_shard wants them: copies of the weights x parts of one copy."""
+    shape = (1, processes()) if shard else (processes(), 1)
+    return distributed.init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def spread(config: TrainConfig, model: GPT) -> GPT:
+    """The model over the processes: one copy in each, or with --shard a part in each.
+
+    fully_shard does both: it gathers weights where they are needed, block by block, and makes the
+    mean of the gradients over the processes. Its hooks stand at `hidden`, the way into the model.
+    """
+    if processes() == 1:
+        return model
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    policy = MixedPrecisionPolicy()
+    if config.shard and config.dtype == "bfloat16":  # what travels and is held takes half as much
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    mesh = process_mesh(pick_device(config.device).type, config.shard)
+    for part in (*model.blocks, model):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "hidden")
+    return model
+
+
+def copied(config: TrainConfig, model: GPT) -> GPT:
+    """A second model with the same weights, as spread as the first."""
+    if processes() == 1:
+        return copy.deepcopy(model)
+    twin = spread(config, minisd.empty_gpt(model.config, dtype=model.norm.weight.dtype))
+    twin.load_state_dict(model.state_dict())
+    twin.activation_checkpointing = model.activation_checkpointing
+    return twin
+
+
+@contextlib.contextmanager
+def gathered(author: GPT | Teacher):
+    """Inside, every process has all weights of the author.
+
+    Else every token would wait for weights, and all processes would have to write equally long.
+    """
+    models = [model for model, _ in author.parts()] if processes() > 1 else []
+    for model in models:
+        for part in (*model.blocks, model):
+            part.unshard()
+        for block in model.blocks:
+            block.set_reshard_after_forward(False)
+    yield
+    for model in models:
+        for block in model.blocks:
+            block.set_reshard_after_forward(True)
+            block.reshard()
+    release(author)
+
+
+def release(*authors: GPT | Teacher | None) -> None:
+    """Drops embedding and head, which stay gathered behind `hidden` until a backward pass ends."""
+    for author in authors if processes() > 1 else ():
+        for model, _ in author.parts() if author else ():
+            model.reshard()
+
+
+def full_state(state: Any) -> Any:
+    """A state dict of a model or an optimiser as one process would have it, on the CPU.
+
+    All processes must call it; in all but the first one, None stands for each divided tensor.
+    """
+    if isinstance(state, dict):
+        return {name: full_state(value) for name, value in state.items()}
+    if not hasattr(state, "full_tensor"):
+        return state
+    tensor = state.full_tensor()
+    return tensor.cpu() if is_first() else None
+
+
+def load_full_state(model: GPT, state: dict, optimizer=None, optimizer_state=None) -> None:
+    """The way back from `full_state`; every process must have what the first one was given."""
+    own, parameters = model.state_dict(), list(model.parameters())
+    model.load_state_dict({name: divided(value, own[name]) for name, value in state.items()})
+    if optimizer is not None:
+        parts = {
+            i: {name: divided(value, parameters[i]) for name, value in values.items()}
+            for i, values in optimizer_state["state"].items()
+        }
+        optimizer.load_state_dict(optimizer_state | {"state": parts})
+
+
+def divided(value: Tensor, like: Tensor) -> Tensor:
+    """The value divided among the processes as `like` is; numbers beside it stay as they are."""
+    if not hasattr(like, "placements") or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    where = (like.device_mesh, like.placements)
+    return distribute_tensor(value.to(like.device), *where, src_data_rank=None)
+
+
+def whole(model: GPT) -> GPT | None:
+    """The model with all weights, on the CPU, in the first process; None in the others."""
+    if processes() == 1:
+        return model
+    state = full_state(model.state_dict())
+    if not is_first():
+        return None
+    alone = minisd.empty_gpt(model.config, dtype=model.norm.weight.dtype)
+    alone.load_state_dict(state)
+    return alone
+
+
+# 11. Command line ---------------------------------------------------------------------------------
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -1609,8 +1828,12 @@ def main(arguments: list[str] | None = None) -> None:
         elif methods:
             main_compare(methods, flags)
         else:
-            main_run(method_config(flags))
+            config = method_config(flags)
+            with process_group(config):
+                (main_run if is_first() else run)(config)
     except (ValueError, OSError) as error:
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(5)  # seconds in which the first process says it, and torchrun ends this one
         print(f"train_gpt.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -1650,6 +1873,8 @@ def main_compare(methods: list[str], flags: dict) -> None:
             raise ValueError(f"--compare: {method!r}; allowed: base, {', '.join(METHODS)}")
     if "init" in flags or "data" in flags:
         raise ValueError("--compare: not with --init or --data; allowed: methods on the toy")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--compare: not with torchrun; allowed: --workers for several processes")
     if set(methods) == {"base"}:
         raise ValueError("--compare: 'base' alone; allowed: at least one method beside it")
     for name, value in (("seeds", seeds), ("workers", workers)):
