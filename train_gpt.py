@@ -1830,7 +1830,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             config = method_config(flags)
             with process_group(config):
-                (main_run if is_first() else run)(config)
+                main_run(config)
     except (ValueError, OSError) as error:
         if int(os.environ.get("RANK", 0)) > 0:
             time.sleep(5)  # seconds in which the first process says it, and torchrun ends this one
@@ -1841,13 +1841,13 @@ def main(arguments: list[str] | None = None) -> None:
 def main_run(config: TrainConfig) -> None:
     """One run, with everything that a person sees of it."""
     pick_device(config.device)
-    known = finished_run(config.folder, config) is not None  # refuses a foreign folder
+    known = on_first(lambda: finished_run(config.folder, config)) is not None  # refuses others
     if not known:
         settings = (f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
         print(textwrap.fill(" ".join(settings), 100, break_long_words=False))
         print(UNITS)
     summary = run(config)
-    if known:
+    if known and is_first():
         print(
             f"{config.folder} already holds this run: its results are shown; to start over, delete "
             "that folder or name another --out_dir"

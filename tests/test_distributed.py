@@ -6,6 +6,7 @@ a folder, where the tests, which run the same cases in one process, find it.
 
 import copy
 import dataclasses
+import faulthandler
 import json
 import random
 import subprocess
@@ -17,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the worker, which pytest does not start
 
+import minisd
 import toy_tasks
 import train_gpt
 from minisd import GPT, GPTConfig
@@ -27,6 +29,7 @@ SMALL = {
     **{"batch_size": 8, "group_size": 4, "max_new_tokens": 12, "eval_problems": 3},
     **{"learning_rate": 1e-3, "device": "cpu"},
 }
+LIMIT_S = 100  # after which a worker that waits for the other says where, and ends
 REDUCTIONS = ("token_mean", "sequence_mean", "constant")
 CASES = {  # name: flags; the batch of 8 makes 4 rows for each process
     **{f"sdpo {r}": {"method": "sdpo", "reduction": r, "micro_batch": 3} for r in REDUCTIONS},
@@ -39,6 +42,11 @@ CASES = {  # name: flags; the batch of 8 makes 4 rows for each process
     "teacher writes": {"method": "opsd", "student_frac": 0.5},
     "resampled": {"method": "dapo", "resample": 3, "temperature": 2.0},
 }
+
+
+def cases(shard: bool) -> list[str]:
+    """All with divided weights; with whole ones only what differs there, the sums."""
+    return [name for name in CASES if shard or name.endswith(REDUCTIONS)]
 
 
 def case_config(name: str, shard: bool):
@@ -107,7 +115,7 @@ def run_cases(folder: Path) -> None:
     with train_gpt.process_group(method_config(SMALL | {"shard": True})):
         for shard in (False, True):
             results = {}
-            for name in CASES:
+            for name in cases(shard):
                 config = case_config(name, shard)
                 results[name], student, optimizer = one_step(config)
             state = full_state(student, optimizer)
@@ -121,14 +129,11 @@ def run_cases(folder: Path) -> None:
                 torch.save(results, folder / f"{shard}.pt")
 
 
-def run_commands(folder: Path, commands: list[list[str]]) -> None:
-    """Runs that end with 0, then one whose folder only the first process finds taken."""
-    for arguments in commands:
-        train_gpt.main(arguments)
-    (folder / "taken").touch()
-    with pytest.raises(SystemExit) as stop:
-        train_gpt.main([*commands[0], "--out_dir", str(folder / "taken")])
-    (folder / f"exit-{train_gpt.distributed.get_rank()}").write_text(str(stop.value.code))
+def run_commands(commands: list[dict]) -> None:
+    """Whole runs; one group of processes for all, since a second one can hang in PyTorch."""
+    with train_gpt.process_group(method_config(SMALL | {"shard": True})):
+        for flags in commands:
+            train_gpt.main_run(method_config(flags))
 
 
 def full_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict:
@@ -137,22 +142,23 @@ def full_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     torch.set_num_threads(1)
-    chosen, where = sys.argv[1], Path(sys.argv[2])
-    run_cases(where) if chosen == "cases" else run_commands(where, json.loads(sys.argv[3]))
+    if sys.argv[1] == "cases":
+        run_cases(Path(sys.argv[2]))
+    else:
+        run_commands(json.loads(sys.argv[2]))
     sys.exit()
 
 
 # The tests ----------------------------------------------------------------------------------------
 
 
-def torchrun(*arguments: str) -> str:
-    """What two processes of this file print."""
+def torchrun(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Two processes of a script, and what they print."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", __file__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    command += ["--nproc_per_node", "2", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def assert_same(found: dict, expected: dict, tolerance: float) -> None:
@@ -176,14 +182,99 @@ def test_two_processes_take_the_step_of_one(tmp_path):
     Also a state that does not survive `full_state` and `load_full_state`, or that one process
     could not load.
     """
-    torchrun("cases", str(tmp_path))
+    done = torchrun(__file__, "cases", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    expected = {name: one_step(case_config(name, shard=False)) for name in CASES}
     for shard in (False, True):
         results = torch.load(tmp_path / f"{shard}.pt")
-        for name in CASES:
-            expected, student, optimizer = one_step(case_config(name, shard=False))
-            assert expected["norm"] > 1e-3, name
+        for name in cases(shard):
+            step, *models = expected[name]
+            assert step["norm"] > 1e-3, name
             # Old log-probs and the weights of means are float32.
-            assert_same(results[name], expected, tolerance=1e-6)
+            assert_same(results[name], step, tolerance=1e-6)
         assert_same(results["loaded state"], results["state"], tolerance=1e-12)
         # Adam's first step is the sign of the gradient, whatever the rounding of its size.
-        assert_same(results["state"], full_state(student, optimizer), tolerance=1e-4)
+        assert_same(results["state"], full_state(*models), tolerance=1e-4)
+
+
+def test_runs_of_two_processes_end_with_the_checkpoint_of_one(tmp_path, capsys):
+    """Catches a run that hangs, a folder that both processes write, and weights saved in parts."""
+    transformers = pytest.importorskip("transformers")
+    from test_real_checkpoints import QWEN3, lines, text_tokenizer, write_lines
+
+    tokenizer, init = text_tokenizer(), tmp_path / "init"
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(vocab_size=len(tokenizer) + 3, **QWEN3, **ids)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(init)
+    tokenizer.save_pretrained(init)
+    data = write_lines(tmp_path / "data.jsonl", lines())
+
+    def flags(name: str, method: str, **rest) -> dict:
+        small = {"steps": 2, "eval_every": 2, "micro_batch": 3, "chunk_tokens": 16, "threads": 1}
+        return SMALL | small | {"method": method, "out_dir": str(tmp_path / name)} | rest
+
+    text = {"init": str(init), "data": data}
+    toy = {"pretrain_steps": 2, "cache_dir": str(tmp_path / "base"), "shard": True}
+    commands = [
+        flags("whole", "sdpo", **text),
+        flags("divided", "sdpo", shard=True, **text),
+        flags("grpo", "grpo", shard=True, dtype="bfloat16", **text),
+        flags("toy", "grpo", **toy),
+    ]
+    done = torchrun(__file__, "commands", json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written: ") == len(commands) and "FAIL" not in done.stdout
+    train_gpt.main_run(method_config(flags("one", "sdpo", **text)))
+    capsys.readouterr()
+    names = {p.name for p in (tmp_path / "one").iterdir()}
+    for name in ("whole", "divided", "grpo"):
+        assert {p.name for p in (tmp_path / name).iterdir()} == names
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint")
+    assert (tmp_path / "toy" / "student.pt").exists()
+    models = [minisd.load_hf(tmp_path / name / "checkpoint")[0] for name in ("one", "whole")]
+    one, whole = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
+    divided, _ = minisd.load_hf(tmp_path / "divided" / "checkpoint")
+    divided = torch.cat([p.flatten() for p in divided.parameters()])
+    start, _ = minisd.load_hf(init)
+    start = torch.cat([p.flatten() for p in start.parameters()])
+    # Adam turns the rounding of a gradient near 0 into a step; such weights are few.
+    for weights in (whole, divided):
+        assert (weights - one).norm() < 1e-2 * (start - one).norm()
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("one", "divided")]
+    rows = [[json.loads(line) for line in text.splitlines()] for text in rows]
+    assert [row["kind"] for row in rows[0]] == [row["kind"] for row in rows[1]]
+    for one, two in zip(*([r for r in file if r["kind"] == "step"] for file in rows)):
+        for name in ("loss", "grad_norm", "reward", "completion_tokens", "student_entropy"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "processes, flags, words",
+    [
+        (1, ["--shard"], "--shard: True; allowed: only with several processes (torchrun)"),
+        (3, [], "--batch_size: 128; allowed: a multiple of 3, the number of processes"),
+        (2, ["--device", "cpu:0"], "--device: 'cpu:0'; allowed: auto, cpu or cuda"),
+        (2, ["--compare", "sdpo"], "--compare: not with torchrun"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_shared_is_refused_in_one_line(
+    processes, flags, words, tmp_path, monkeypatch, capsys
+):
+    """Catches a hang or a traceback where a setting does not fit the processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(SystemExit) as stop:
+        train_gpt.main(flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_error_ends_all_processes_and_is_said_once(tmp_path):
+    """Catches a process that waits for ever for one that has failed."""
+    (tmp_path / "taken").touch()
+    done = torchrun(train_gpt.__file__, "--device", "cpu", "--out_dir", str(tmp_path / "taken"))
+    assert done.returncode == 1 and done.stderr.count("train_gpt.py: error: --out_dir: ") == 1
+    assert done.stdout == "" and 'train_gpt.py", line' not in done.stderr
