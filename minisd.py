@@ -414,14 +414,14 @@ def sample(
     pad_count: Tensor,
     *,
     max_new_tokens: int,
-    end_id: int,
+    end_id: int | tuple[int, ...],
     pad_id: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     uniforms: Tensor | None = None,
 ) -> Completions:
-    """Completions of left-padded prompts (B, P), each row until its end token or the length limit.
+    """Completions of left-padded prompts (B, P), each row until an end token or the length limit.
 
     temperature 0 is greedy; top_p < 1 samples from the smallest set of tokens with that mass.
     One uniform number per row and position, (B, max_new_tokens), is drawn in advance if not given,
@@ -441,6 +441,7 @@ def sample(
     ids = torch.full((B, max_new_tokens), pad_id, device=device)
     mask = torch.zeros(B, max_new_tokens, dtype=torch.bool, device=device)
     log_probs = torch.zeros(B, max_new_tokens, device=device)
+    end_ids = torch.tensor([end_id] if isinstance(end_id, int) else end_id, device=device)
     rows = torch.arange(B, device=device)  # those still being written
     done = torch.zeros(B, dtype=torch.bool, device=device)
     models, weights = zip(*model.parts())
@@ -460,7 +461,7 @@ def sample(
             ~done,
             chosen.masked_fill(done, 0.0),
         )
-        done = done | (token == end_id)
+        done = done | torch.isin(token, end_ids)
         if t % CHECK_EVERY == CHECK_EVERY - 1 or t == max_new_tokens - 1:
             active = (~done).nonzero()[:, 0]
             if len(active) == 0 or t == max_new_tokens - 1:
@@ -1168,6 +1169,18 @@ def hf_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
             f"{folder}: tokenizer id {largest}; allowed: below vocab_size {vocab_size}"
         )
     return tokenizer
+
+
+def hf_end_ids(config: GPTConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's own first, then those of the checkpoint.
+
+    Chat models often have several, in generation_config.json or else config.json, and write any.
+    """
+    files = config.hf_files or {}
+    fields = files.get("generation_config.json") or files.get("config.json", {})
+    ids = fields.get("eos_token_id")
+    listed = ids if isinstance(ids, list) else [ids]
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None))
 
 
 def hf_tensors(config: GPTConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:

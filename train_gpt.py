@@ -628,7 +628,7 @@ def write(
         written = minisd.sample(
             *(author, ids[own], pad_count[own]),
             max_new_tokens=config.max_new_tokens,
-            end_id=task.end_id,
+            end_id=task.end_ids,
             pad_id=task.pad_id,
             temperature=temperature or config.temperature,
             uniforms=uniforms[own],
@@ -1114,7 +1114,7 @@ def run(config: TrainConfig, quiet: bool = False) -> dict:
         torch.set_num_threads(config.threads)
     task = None if config.data else make_task(config)  # its errors come before the pretraining
     student, tokenizer, pretrain_s = initial_model(config)
-    task = task or make_task(config, tokenizer)
+    task = task or make_task(config, tokenizer, student.config)
     if config.init:
         check_fit(config, task, student.config.context_window)
     on_first(lambda: claim_folder(folder, config))
@@ -1171,7 +1171,7 @@ def save(config: TrainConfig, student: GPT, tokenizer: Any) -> None:
     write_atomically(config.folder / "student.pt", lambda p: torch.save(content, p))
 
 
-def make_task(config: TrainConfig, tokenizer: Any = None) -> Task:
+def make_task(config: TrainConfig, tokenizer: Any = None, shape: GPTConfig | None = None) -> Task:
     """What is trained and evaluated on: --data with the checkpoint's tokenizer, or the toy."""
     if config.data:
         return TextTask(
@@ -1179,6 +1179,7 @@ def make_task(config: TrainConfig, tokenizer: Any = None) -> Task:
             tokenizer,
             reward=config.reward,
             pool_size=config.train_problems,
+            end_ids=minisd.hf_end_ids(shape, tokenizer) if shape else (),
         )
     return ToyTask(
         config.toy_world,

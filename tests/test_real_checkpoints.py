@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -456,6 +457,23 @@ def test_the_cache_is_in_bfloat16_with_the_computation(checkpoint, tmp_path, mon
     monkeypatch.setattr(minisd.KVCache, "append", spy)
     train_gpt.evaluate(config, train_gpt.make_task(config, tokenizer), student, "fresh")
     assert set(seen) == {torch.bfloat16}
+
+
+def test_a_run_stops_at_every_end_token_of_the_checkpoint(checkpoint, tmp_path, monkeypatch):
+    """Catches end tokens that are read and then not passed on to the sampling."""
+    config, stops, sample = text_config(checkpoint, tmp_path), [], minisd.sample
+    folder = tmp_path / "init"
+    shutil.copytree(config.init, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 5]}))
+
+    def spy(*arguments, **options):
+        stops.append(options["end_id"])
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(minisd, "sample", spy)
+    train_gpt.run(dataclasses.replace(config, init=str(folder)), quiet=True)
+    assert set(stops) == {(2, 5)}
 
 
 def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
