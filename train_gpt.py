@@ -1256,6 +1256,7 @@ def record() -> dict:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
@@ -1579,7 +1580,7 @@ def on_first(function: Callable[[], Any]) -> Any:
 
 
 def own_rows(count: int, device: torch.device) -> Tensor:
-    """Which of `count` rows are this process's: equally many for each, the first ones again."""
+    """Which of `count` rows are this process's: equally many for each, even if some come twice."""
     rank = distributed.get_rank() if processes() > 1 else 0
     each = math.ceil(count / processes())
     return torch.arange(rank * each, (rank + 1) * each, device=device) % count

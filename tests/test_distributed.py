@@ -26,7 +26,7 @@ from toy_tasks import ToyTask, World
 from train_gpt import method_config
 
 SMALL = {
-    **{"batch_size": 8, "group_size": 4, "max_new_tokens": 12, "eval_problems": 3},
+    **{"batch_size": 8, "group_size": 4, "max_new_tokens": 8, "eval_problems": 3},
     **{"learning_rate": 1e-3, "device": "cpu"},
 }
 LIMIT_S = 100  # after which a worker that waits for the other says where, and ends
@@ -46,7 +46,7 @@ CASES = {  # name: flags; the batch of 8 makes 4 rows for each process
 
 def cases(shard: bool) -> list[str]:
     """All with divided weights; with whole ones only what differs there, the sums."""
-    return [name for name in CASES if shard or name.endswith(REDUCTIONS)]
+    return [name for name in CASES if shard or name.startswith("sdpo")]
 
 
 def case_config(name: str, shard: bool):
@@ -131,6 +131,7 @@ def run_cases(folder: Path) -> None:
 
 def run_commands(commands: list[dict]) -> None:
     """Whole runs; one group of processes for all, since a second one can hang in PyTorch."""
+    train_gpt.draw_curves = lambda path, *rest: path.touch()  # takes longer than the run
     with train_gpt.process_group(method_config(SMALL | {"shard": True})):
         for flags in commands:
             train_gpt.main_run(method_config(flags))
@@ -197,7 +198,7 @@ def test_two_processes_take_the_step_of_one(tmp_path):
         assert_same(results["state"], full_state(*models), tolerance=1e-4)
 
 
-def test_runs_of_two_processes_end_with_the_checkpoint_of_one(tmp_path, capsys):
+def test_runs_of_two_processes_end_with_the_checkpoint_of_one(tmp_path, capsys, monkeypatch):
     """Catches a run that hangs, a folder that both processes write, and weights saved in parts."""
     transformers = pytest.importorskip("transformers")
     from test_real_checkpoints import QWEN3, lines, text_tokenizer, write_lines
@@ -215,38 +216,34 @@ def test_runs_of_two_processes_end_with_the_checkpoint_of_one(tmp_path, capsys):
         return SMALL | small | {"method": method, "out_dir": str(tmp_path / name)} | rest
 
     text = {"init": str(init), "data": data}
-    toy = {"pretrain_steps": 2, "cache_dir": str(tmp_path / "base"), "shard": True}
+    toy = {"pretrain_steps": 2, "cache_dir": str(tmp_path / "base")}
     commands = [
-        flags("whole", "sdpo", **text),
         flags("divided", "sdpo", shard=True, **text),
         flags("grpo", "grpo", shard=True, dtype="bfloat16", **text),
-        flags("toy", "grpo", **toy),
+        flags("toy", "grpo", **toy),  # whole weights
     ]
     done = torchrun(__file__, "commands", json.dumps(commands))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written: ") == len(commands) and "FAIL" not in done.stdout
+    monkeypatch.setattr(train_gpt, "draw_curves", lambda path, *rest: path.touch())
     train_gpt.main_run(method_config(flags("one", "sdpo", **text)))
     capsys.readouterr()
     names = {p.name for p in (tmp_path / "one").iterdir()}
-    for name in ("whole", "divided", "grpo"):
+    for name in ("divided", "grpo"):
         assert {p.name for p in (tmp_path / name).iterdir()} == names
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint")
     assert (tmp_path / "toy" / "student.pt").exists()
-    models = [minisd.load_hf(tmp_path / name / "checkpoint")[0] for name in ("one", "whole")]
-    one, whole = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
-    divided, _ = minisd.load_hf(tmp_path / "divided" / "checkpoint")
-    divided = torch.cat([p.flatten() for p in divided.parameters()])
-    start, _ = minisd.load_hf(init)
-    start = torch.cat([p.flatten() for p in start.parameters()])
+    folders = [init, *(tmp_path / name / "checkpoint" for name in ("one", "divided"))]
+    models = [minisd.load_hf(folder)[0] for folder in folders]
+    start, one, divided = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
     # Adam turns the rounding of a gradient near 0 into a step; such weights are few.
-    for weights in (whole, divided):
-        assert (weights - one).norm() < 1e-2 * (start - one).norm()
+    assert (divided - one).norm() < 1e-3 * (start - one).norm()
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("one", "divided")]
     rows = [[json.loads(line) for line in text.splitlines()] for text in rows]
     assert [row["kind"] for row in rows[0]] == [row["kind"] for row in rows[1]]
-    for one, two in zip(*([r for r in file if r["kind"] == "step"] for file in rows)):
+    for left, right in zip(*([r for r in file if r["kind"] == "step"] for file in rows)):
         for name in ("loss", "grad_norm", "reward", "completion_tokens", "student_entropy"):
-            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
+            assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize(
