@@ -423,17 +423,19 @@ def sample(
     pad_count: Tensor,
     *,
     max_new_tokens: int,
-    end_id: int,
+    end_id: int | tuple[int, ...],
     pad_id: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
 ) -> Completions:
-    """Completions of left-padded prompts (B, P), each row until its end token or the length limit.
+    """Completions of left-padded prompts (B, P), each row until an end token or the length limit.
 
     temperature 0 is greedy; top_p < 1 samples from the smallest set of tokens with that mass.
-    One uniform number is drawn per row and position in advance, so a row's text does not depend on
-    which other rows have ended. Raises ValueError for a temperature or top_p out of range.
+    One uniform number per row and position, (B, max_new_tokens), is drawn in advance if not given,
+    so a row's text does not depend on which other rows have ended.
+    Raises ValueError for a temperature or top_p out of range.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -441,11 +443,14 @@ def sample(
         )
     B, P = prompt_ids.shape
     device = prompt_ids.device
+    if uniforms is None:
+        uniforms = torch.rand(B, max_new_tokens, generator=generator, device=device)
     # The factor keeps u * total below total in float32; it moves no probability by more than 1e-6.
-    uniforms = torch.rand(B, max_new_tokens, generator=generator, device=device) * (1 - 1e-6)
+    uniforms = uniforms * (1 - 1e-6)
     ids = torch.full((B, max_new_tokens), pad_id, device=device)
     mask = torch.zeros(B, max_new_tokens, dtype=torch.bool, device=device)
     log_probs = torch.zeros(B, max_new_tokens, device=device)
+    end_ids = torch.tensor([end_id] if isinstance(end_id, int) else end_id, device=device)
     rows = torch.arange(B, device=device)  # those still being written
     done = torch.zeros(B, dtype=torch.bool, device=device)
     models, weights = zip(*model.parts())
@@ -465,7 +470,7 @@ def sample(
             ~done,
             chosen.masked_fill(done, 0.0),
         )
-        done = done | (token == end_id)
+        done = done | torch.isin(token, end_ids)
         if t % CHECK_EVERY == CHECK_EVERY - 1 or t == max_new_tokens - 1:
             active = (~done).nonzero()[:, 0]
             if len(active) == 0 or t == max_new_tokens - 1:
@@ -896,6 +901,7 @@ class Teacher:
         update_rate: float = 0.0,
         every: int = 1,
         external: GPT | None = None,
+        copied: Callable[[GPT], GPT] = copy.deepcopy,
     ):
         if kind not in TEACHERS:
             raise ValueError(f"teacher: {kind!r}; allowed: {', '.join(TEACHERS)}")
@@ -908,7 +914,7 @@ class Teacher:
         self.kind, self.student, self.update_rate, self.every = kind, student, update_rate, every
         self.model = student
         if kind != "live":  # live needs no second copy of the weights
-            self.model = (external or copy.deepcopy(student)).requires_grad_(False)
+            self.model = (external or copied(student)).requires_grad_(False)
 
     def parts(self) -> list[tuple[GPT, float]]:
         """The models whose log-probabilities are mixed, with their weights (sum 1)."""
@@ -1227,13 +1233,21 @@ def load_hf(
             folder = Path(snapshot_download(str(folder_or_name), allow_patterns=HF_DOWNLOADS))
     config = hf_config(folder)
     tokenizer = hf_tokenizer(folder, config.vocab_size)
+    model = empty_gpt(config, dtype=dtype, device=device)
+    copy_hf_weights(folder, hf_tensors(config, model.state_dict()))
+    return model, tokenizer
+
+
+def empty_gpt(
+    config: GPTConfig, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> GPT:
+    """A model to load weights into; until then they are what happened to be in memory."""
     with torch.device("meta"):  # no time and memory for initial weights
         model = GPT(config)
     model = model.to(dtype).to_empty(device=device)
     if config.tied_embeddings:
         model.head.weight = model.embedding.weight  # to_empty has made two of the one
-    copy_hf_weights(folder, hf_tensors(config, model.state_dict()))
-    return model, tokenizer
+    return model
 
 
 @contextlib.contextmanager
@@ -1337,6 +1351,18 @@ def hf_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
             f"{folder}: tokenizer id {largest}; allowed: below vocab_size {vocab_size}"
         )
     return tokenizer
+
+
+def hf_end_ids(config: GPTConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's own first, then those of the checkpoint.
+
+    Chat models often have several, in generation_config.json or else config.json, and write any.
+    """
+    files = config.hf_files or {}
+    fields = files.get("generation_config.json") or files.get("config.json", {})
+    ids = fields.get("eos_token_id")
+    listed = ids if isinstance(ids, list) else [ids]
+    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None))
 
 
 def hf_tensors(config: GPTConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -472,7 +472,7 @@ class ToyTask:
     as part of the answer; empty: none.
     """
 
-    pad_id, end_id = PAD_ID, END_ID
+    pad_id, end_id, end_ids = PAD_ID, END_ID, (END_ID,)
 
     def __init__(self, world: World, *, pool_size=0, operators="", operations=0, rules=(), seed=0):
         self.world, self.operators, self.rules = world, operators or world.operators, tuple(rules)
@@ -726,16 +726,25 @@ class TextTask:
     fresh: every problem that the checksum of its prompt keeps from training, wherever in the file
     it stands. train: the first pool_size of the others (0: all). Raises ValueError if a split is
     empty, or an answer is such that the reward can never be 1.
+
+    end_ids: tokens that end a completion, beside the tokenizer's own (see `minisd.hf_end_ids`).
     """
 
     splits = ("train", "fresh")
 
     def __init__(
-        self, examples: list[TextExample], tokenizer: Any, *, reward="last_number", pool_size=0
+        self,
+        examples: list[TextExample],
+        tokenizer: Any,
+        *,
+        reward: str = "last_number",
+        pool_size: int = 0,
+        end_ids: tuple[int, ...] = (),
     ):
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: no eos_token; allowed: one that ends a completion")
         self.tokenizer, self.reward, self.end_id = tokenizer, reward, tokenizer.eos_token_id
+        self.end_ids = tuple(dict.fromkeys((self.end_id, *end_ids)))
         self.pad_id = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
         for example in examples:

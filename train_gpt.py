@@ -5,10 +5,11 @@ python train_gpt.py --method grpo       # 30 s: the same problems, rewards inste
 python train_gpt.py --compare base sdpo grpo sft --seeds 3   # minutes: a table with intervals
 python train_gpt.py --list_methods      # every method as a row of settings
 python train_gpt.py --method sdpo --init Qwen/Qwen3-0.6B --data gsm8k.jsonl   # a real checkpoint
+torchrun --nproc_per_node 8 train_gpt.py --method sdpo ...   # several processes, same flags
 
 1 configuration and method table   2 the initial model   3 one batch   4 its loss   5 evaluation
-6 training   7 one run   8 tables and pictures   9 several methods and seeds
-10 microscope   11 command line
+6 training   7 one run   8 tables and pictures   9 several methods and seeds   10 microscope
+11 several processes   12 command line
 """
 
 import argparse
@@ -35,16 +36,17 @@ import time
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial, partialmethod
+from functools import cache, partial, partialmethod, reduce
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 import minisd
@@ -113,13 +115,12 @@ class TrainConfig:
         "of the computation and of the saved checkpoint; in training, weights are float32",
         one_of("float32", "bfloat16"),
     )
-    micro_batch: int = option(
-        0, "completions per forward and backward pass; 0: all, same gradient", COUNT
-    )
+    micro_batch: int = option(0, "completions per pass and process; 0: all, same gradient", COUNT)
     chunk_tokens: int = option(
         0, "tokens whose logits exist at a time; 0: all, same gradient", COUNT
     )
     activation_checkpointing: bool = option(False, "less memory, every block computed twice")
+    shard: bool = option(False, "divide weights and optimiser among the processes of torchrun")
     # Who is trained on what
     steps: int = option(150, "post-training steps", POSITIVE)
     train_problems: int = option(64, "problems in the training pool; 0: endless", COUNT)
@@ -558,12 +559,12 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
 def initial_model(config: TrainConfig) -> tuple[GPT, Any, float]:
     """The model that training starts from, its tokenizer (None in the toy), pretraining seconds."""
     if config.init:
-        student, tokenizer = minisd.load_hf(config.init, device=pick_device(config.device))
+        student, tokenizer = minisd.load_hf(config.init, device=loading_device(config))
         pretrain_s = 0.0
     else:
-        (student, pretrain_s), tokenizer = base_model(config), None
+        (student, pretrain_s), tokenizer = on_first(lambda: base_model(config)), None
     student.activation_checkpointing = config.activation_checkpointing
-    return student, tokenizer, pretrain_s
+    return spread(config, student), tokenizer, pretrain_s
 
 
 def precision(config: TrainConfig, device: torch.device):
@@ -739,17 +740,19 @@ def write(
     config, task, author: GPT | Teacher, prompts: Prompts, rows: slice, generator, temperature=None
 ) -> Completions:
     """Completions by the author of some rows of the prompts."""
-    with precision(config, prompts.ids.device):
-        return minisd.sample(
-            author,
-            prompts.ids[rows],
-            prompts.pad_count[rows],
+    ids, pad_count = prompts.ids[rows], prompts.pad_count[rows]
+    shape, own = (len(ids), config.max_new_tokens), own_rows(len(ids), ids.device)
+    uniforms = torch.rand(shape, generator=generator, device=ids.device)
+    with precision(config, ids.device), gathered(author):
+        written = minisd.sample(
+            *(author, ids[own], pad_count[own]),
             max_new_tokens=config.max_new_tokens,
-            end_id=task.end_id,
+            end_id=task.end_ids,
             pad_id=task.pad_id,
             temperature=temperature or config.temperature,
-            generator=generator,
+            uniforms=uniforms[own],
         )
+    return from_all(written, len(ids), task.pad_id)
 
 
 def seeded(name: str, device: torch.device) -> torch.Generator:
@@ -902,17 +905,18 @@ def backward(
     """`batch_loss`, detached, its gradient added to the student's, --micro_batch rows at a time."""
     weights, parts = loss_weights(config, batch) if weights is None else weights, []
     device = batch.rewards.device
-    for rows in torch.arange(len(batch.texts), device=device).split(
-        config.micro_batch or len(batch.texts)
-    ):
+    own = own_rows(len(batch.texts), device)
+    for rows in own.split(config.micro_batch or len(own)):
         part = {name: value[rows] for name, value in weights.items()}
         with precision(config, device):
             loss, means = batch_loss(
                 *(config, student, teacher, reference, batch.take(rows)), weights=part
             )
-        loss.backward()
+        # The mean over the processes, which `spread` makes of gradients, must be their sum.
+        (processes() * loss).backward()
         parts.append({"loss": loss.detach()} | means)
-    total = {name: sum(part[name] for part in parts) for name in parts[0]}
+    release(teacher, reference)
+    total = over_processes({name: sum(part[name] for part in parts) for name in parts[0]})
     return total.pop("loss"), total
 
 
@@ -1076,8 +1080,8 @@ class TrainState:
     def state_dict(self) -> dict:
         """Tensors, numbers and strings only, so that it is read without unpickling objects."""
         return {
-            "models": {name: model.state_dict() for name, model in self.models().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "models": {n: full_state(model.state_dict()) for n, model in self.models().items()},
+            "optimizer": full_state(self.optimizer.state_dict()),
             "rng": self.rng.getstate(),
             "generator": self.generator.get_state(),
             "step": self.step,
@@ -1087,8 +1091,8 @@ class TrainState:
         """Takes `saved` apart, so that its memory is free. Raises ValueError if it does not fit."""
         try:
             for name, model in self.models().items():
-                model.load_state_dict(saved["models"].pop(name))
-            self.optimizer.load_state_dict(saved.pop("optimizer"))
+                load_full_state(model, saved["models"].pop(name))
+            load_full_optimizer(self.optimizer, self.student, saved.pop("optimizer"))
             self.rng.setstate(saved["rng"])
             self.generator.set_state(saved["generator"])
             self.step = int(saved["step"])
@@ -1117,7 +1121,7 @@ def post_train(
     device = next(student.parameters()).device
     rng = random.Random(f"{stage}-{config.seed}")
     generator = seeded(f"{stage}-{config.seed}", device)
-    reference = copy.deepcopy(student).requires_grad_(False) if config.kl_coef else None
+    reference = copied(config, student).requires_grad_(False) if config.kl_coef else None
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
@@ -1230,13 +1234,13 @@ def make_teacher(
     """
     external = None
     if shape and config.teacher == "external":
-        external = GPT(GPTConfig(**shape)).to(next(student.parameters()).device)
+        external = spread(config, GPT(GPTConfig(**shape)).to(loading_device(config)))
     elif config.teacher == "external" and config.external_teacher in EXTERNAL_BASES:
-        external, _ = base_model(*external_base(config))
+        external = spread(config, on_first(lambda: base_model(*external_base(config)))[0])
     elif config.teacher == "external" and config.external_teacher != "adapted":
-        external = load_student(config, Path(config.external_teacher), student)
+        external = spread(config, load_student(config, Path(config.external_teacher), student))
     elif config.teacher == "external":
-        external = copy.deepcopy(student)
+        external = copied(config, student)
         settings = ADAPTING | {"steps": config.adapt_steps, "teacher": "live"}
         adapting = dataclasses.replace(config, **settings)
         live = Teacher("live", external)  # without a second copy: rewards alone teach here
@@ -1246,6 +1250,7 @@ def make_teacher(
         update_rate=config.teacher_update_rate,
         every=config.teacher_every,
         external=external,
+        copied=partial(copied, config),
     )
 
 
@@ -1258,7 +1263,7 @@ def external_base(config: TrainConfig) -> tuple[TrainConfig, str]:
 
 def load_student(config: TrainConfig, folder: Path, student: GPT) -> GPT:
     """The trained model of a run's folder; with --init, any checkpoint of the same vocabulary."""
-    device, flag = pick_device(config.device), f"--external_teacher: {str(folder)!r}"
+    device, flag = loading_device(config), f"--external_teacher: {str(folder)!r}"
     if config.init:
         model, _ = minisd.load_hf(str(folder), device=device)
     else:
@@ -1306,6 +1311,7 @@ def start_up_checks(config: TrainConfig, task: Task, student: GPT) -> list[tuple
             teacher_prompts=batch.prompts,
             chunk_tokens=config.chunk_tokens,
         )
+    release(student)
     own = terms["student_log_probs"] - batch.completions.token_log_probs
     kl = terms["reverse_kl"].abs().max().item()
     ratios = own.exp()[batch.completions.mask].sub(1).abs()
@@ -1351,9 +1357,9 @@ def run(config: TrainConfig, quiet: bool = False, resume: bool = False) -> dict:
     that run is unfinished and `resume` false, or if another process is at work in it.
     """
     folder = config.folder
-    if finished := finished_run(folder, config, resume):
+    if finished := on_first(lambda: finished_run(folder, config, resume)):
         return finished
-    with alone_in(folder):
+    with alone_in(folder) if is_first() else contextlib.nullcontext():
         if (folder / "summary.json").exists():  # written by another process since
             return json.loads((folder / "summary.json").read_text())
         return train(config, quiet)
@@ -1367,14 +1373,14 @@ def train(config: TrainConfig, quiet: bool) -> dict:
     make_deterministic(config.deterministic)
     task = None if config.data else make_task(config)  # its errors come before the pretraining
     if not config.init:
-        claim_folder(folder, config)
+        on_first(lambda: claim_folder(folder, config))
     student, tokenizer, pretrain_s = initial_model(config)
-    task = task or make_task(config, tokenizer)
+    task = task or make_task(config, tokenizer, student.config)
     if config.init:
         check_fit(config, task, student.config.context_window)
-        claim_folder(folder, config)
+        on_first(lambda: claim_folder(folder, config))
     saved = last_checkpoint(config)
-    log = Log(folder, quiet, saved["rows"] if saved else [])
+    log = Log(folder if is_first() else None, quiet, saved["rows"] if saved else [])
     evaluations: dict[int, dict[str, Evaluation]] = {}
     if saved:
         teacher = make_teacher(config, task, student, saved["teacher_shape"])
@@ -1400,7 +1406,8 @@ def train(config: TrainConfig, quiet: bool) -> dict:
 
     def on_step(state: TrainState) -> None:
         regular = config.save_every and state.step % config.save_every == 0
-        if regular or received:
+        stop = largest(received[0] if received else 0)
+        if regular or stop:
             content = {
                 **{"settings": run_settings(config), "training": state.state_dict()},
                 **{"teacher_shape": dataclasses.asdict(teacher.model.config), "rows": log.rows},
@@ -1409,9 +1416,9 @@ def train(config: TrainConfig, quiet: bool) -> dict:
                 "train_s": time.perf_counter() - train_start,
                 "wall_s": time.perf_counter() - start,
             }
-            save_checkpoint(folder, state.step, content)
-        if received:
-            raise Interrupted(received[0], f" after step {state.step}, which is saved")
+            on_first(lambda: save_checkpoint(folder, state.step, content))
+        if stop:
+            raise Interrupted(stop, f" after step {state.step}, which is saved")
 
     if not saved:
         on_evaluation(0)
@@ -1424,7 +1431,8 @@ def train(config: TrainConfig, quiet: bool) -> dict:
             saved=saved["training"] if saved else None,
         )
     train_s = time.perf_counter() - train_start
-    save(config, student, tokenizer)
+    trained = whole(student)
+    on_first(lambda: save(config, trained, tokenizer))
     after = evaluations[max(evaluations)]
     summary = {
         **{"method": config.method, "seed": config.seed, "steps": config.steps},
@@ -1439,9 +1447,9 @@ def train(config: TrainConfig, quiet: bool) -> dict:
         "samples": samples(before, after),
     }
     log.say("drawing the curves")
-    draw_curves(folder / "curves.png", config, log.rows, summary)
+    on_first(lambda: draw_curves(folder / "curves.png", config, log.rows, summary))
     summary["wall_s"] = time.perf_counter() - start
-    write_json(folder / "summary.json", summary)
+    on_first(lambda: write_json(folder / "summary.json", summary))
     return summary
 
 
@@ -1455,7 +1463,7 @@ def save(config: TrainConfig, student: GPT, tokenizer: Any) -> None:
     save_tensors(config.folder / "student.pt", content)
 
 
-def make_task(config: TrainConfig, tokenizer: Any = None) -> Task:
+def make_task(config: TrainConfig, tokenizer: Any = None, shape: GPTConfig | None = None) -> Task:
     """What is trained and evaluated on: --data with the checkpoint's tokenizer, or the toy."""
     if config.data:
         return TextTask(
@@ -1463,6 +1471,7 @@ def make_task(config: TrainConfig, tokenizer: Any = None) -> Task:
             tokenizer,
             reward=config.reward,
             pool_size=config.train_problems,
+            end_ids=minisd.hf_end_ids(shape, tokenizer) if shape else (),
         )
     return ToyTask(
         config.toy_world,
@@ -1557,6 +1566,7 @@ def record(config: TrainConfig) -> dict:
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": processes(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
@@ -1634,7 +1644,7 @@ def last_checkpoint(config: TrainConfig) -> dict | None:
         except ValueError as error:
             refused.append((path, error))
             continue
-        for other, error in refused:
+        for other, error in refused if is_first() else ():
             other.rename(other.with_suffix(".refused"))
             print(f"warning: {error}; the one before it is used: {path.name}", file=sys.stderr)
         return saved
@@ -2195,7 +2205,229 @@ def main_inspect(text: str, checkpoint: str, completion: str, flags: dict) -> No
     print(f"written: {folder / 'inspect.png'}")
 
 
-# 11. Command line ---------------------------------------------------------------------------------
+# 11. Several processes ----------------------------------------------------------------------------
+#
+# Not needed to follow a step: in one process every function here gives back what it was given.
+# Under torchrun all processes draw the same problems and random numbers and hold the same Batch;
+# each writes (`write`) and scores (`backward`) its own rows. Weights in the means and advantages
+# come from the whole batch, so that gradients need only be added up, whatever the reduction.
+
+
+def processes() -> int:
+    """How many share each batch; 1 without torchrun."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return processes() == 1 or distributed.get_rank() == 0
+
+
+@contextlib.contextmanager
+def process_group(config: TrainConfig):
+    """Joins the processes that torchrun has started, one GPU to each; all but the first are silent.
+
+    Raises ValueError for settings that do not fit them.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    config.require(count > 1 or not config.shard, "shard", "only with several processes (torchrun)")
+    if count == 1:
+        yield
+        return
+    whole_rows = config.batch_size % count == 0
+    config.require(whole_rows, "batch_size", f"a multiple of {count}, the number of processes")
+    device = pick_device(config.device)
+    known = str(device) in ("cpu", "cuda")
+    config.require(known, "device", "auto, cpu or cuda, without a number, with torchrun")
+    if device.type == "cuda":
+        local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        config.require(local < cards, "device", f"cpu, or at most {cards} processes, one to a GPU")
+        torch.cuda.set_device(local)
+    distributed.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
+        if not is_first():
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+    distributed.destroy_process_group()
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What the function returns, or raises, in the first process, in all of them; called there."""
+    if processes() == 1:
+        return function()
+    outcome = [None]
+    if is_first():
+        try:
+            outcome = [function()]
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    distributed.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def own_rows(count: int, device: torch.device) -> Tensor:
+    """Which of `count` rows are this process's: equally many for each, even if some come twice."""
+    rank = distributed.get_rank() if processes() > 1 else 0
+    each = math.ceil(count / processes())
+    return torch.arange(rank * each, (rank + 1) * each, device=device) % count
+
+
+def from_all(written: Completions, count: int, pad_id: int) -> Completions:
+    """The `count` rows of a batch, of which every process has written its `own_rows`."""
+    if processes() == 1:
+        return written
+    device, parts = written.ids.device, [None] * processes()
+    distributed.all_gather_object(parts, Completions(*(x.cpu() for x in vars(written).values())))
+    joined = reduce(lambda left, right: left.join(right, pad_id), parts)
+    return Completions(*(x[:count].to(device) for x in vars(joined).values()))
+
+
+def over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """0-dim tensors, each summed over the processes."""
+    if processes() == 1:
+        return values
+    sums = torch.stack(list(values.values()))
+    distributed.all_reduce(sums)
+    return dict(zip(values, sums))
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers: a signal reaches them at different steps."""
+    if processes() == 1:
+        return number
+    shared = torch.tensor(number)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+def loading_device(config: TrainConfig) -> torch.device:
+    """Where weights are read to: one of several cards may be too small for all of them."""
+    return pick_device(config.device if processes() == 1 else "cpu")
+
+
+@cache
+def process_mesh(device_type: str, shard: bool):
+    """The processes as fully_shard wants them: copies of the weights x parts of one copy."""
+    shape = (1, processes()) if shard else (processes(), 1)
+    return distributed.init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def spread(config: TrainConfig, model: GPT) -> GPT:
+    """The model over the processes: one copy in each, or with --shard a part in each.
+
+    fully_shard does both: it gathers weights where they are needed, block by block, and makes the
+    mean of the gradients over the processes. Its hooks stand at `hidden`, the way into the model.
+    """
+    if processes() == 1:
+        return model
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    policy = MixedPrecisionPolicy()
+    if config.shard and config.dtype == "bfloat16":  # what travels and is held takes half as much
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    mesh = process_mesh(pick_device(config.device).type, config.shard)
+    for part in (*model.blocks, model):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "hidden")
+    return model
+
+
+def copied(config: TrainConfig, model: GPT) -> GPT:
+    """A second model with the same weights, as spread as the first."""
+    if processes() == 1:
+        return copy.deepcopy(model)
+    twin = spread(config, minisd.empty_gpt(model.config, dtype=model.norm.weight.dtype))
+    twin.load_state_dict(model.state_dict())
+    twin.activation_checkpointing = model.activation_checkpointing
+    return twin
+
+
+@contextlib.contextmanager
+def gathered(author: GPT | Teacher):
+    """Inside, every process has all weights of the author.
+
+    Else every token would wait for weights, and all processes would have to write equally long.
+    """
+    models = [model for model, _ in author.parts()] if processes() > 1 else []
+    for model in models:
+        for part in (*model.blocks, model):
+            part.unshard()
+        for block in model.blocks:
+            block.set_reshard_after_forward(False)
+    yield
+    for model in models:
+        for block in model.blocks:
+            block.set_reshard_after_forward(True)
+            block.reshard()
+    release(author)
+
+
+def release(*authors: GPT | Teacher | None) -> None:
+    """Drops embedding and head, which stay gathered behind `hidden` until a backward pass ends."""
+    for author in authors if processes() > 1 else ():
+        for model, _ in author.parts() if author else ():
+            model.reshard()
+
+
+def full_state(state: Any) -> Any:
+    """A state dict of a model or an optimiser as one process would have it, on the CPU.
+
+    All processes must call it; in all but the first one, None stands for each divided tensor.
+    """
+    if isinstance(state, dict):
+        return {name: full_state(value) for name, value in state.items()}
+    if not hasattr(state, "full_tensor"):
+        return state
+    tensor = state.full_tensor()
+    return tensor.cpu() if is_first() else None
+
+
+def load_full_state(model: GPT, state: dict) -> None:
+    """The way back from `full_state`; every process must have what the first one was given."""
+    own = model.state_dict()
+    model.load_state_dict({name: divided(value, own[name]) for name, value in state.items()})
+
+
+def load_full_optimizer(optimizer: torch.optim.Optimizer, model: GPT, state: dict) -> None:
+    """The same for the optimiser of the model's parameters."""
+    parameters = list(model.parameters())
+    parts = {
+        i: {name: divided(value, parameters[i]) for name, value in values.items()}
+        for i, values in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": parts})
+
+
+def divided(value: Tensor, like: Tensor) -> Tensor:
+    """The value divided among the processes as `like` is; numbers beside it stay as they are."""
+    if not hasattr(like, "placements") or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    where = (like.device_mesh, like.placements)
+    return distribute_tensor(value.to(like.device), *where, src_data_rank=None)
+
+
+def whole(model: GPT) -> GPT | None:
+    """The model with all weights, on the CPU, in the first process; None in the others."""
+    if processes() == 1:
+        return model
+    state = full_state(model.state_dict())
+    if not is_first():
+        return None
+    alone = minisd.empty_gpt(model.config, dtype=model.norm.weight.dtype)
+    alone.load_state_dict(state)
+    return alone
+
+
+# 12. Command line ---------------------------------------------------------------------------------
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -2314,7 +2546,9 @@ def main(arguments: list[str] | None = None) -> None:
             folder = Path(flags.pop("resume"))
             for name in flags:
                 raise ValueError(f"--{name}: not with --resume, whose settings are in the folder")
-            return main_run(config_of_folder(folder), resume=True)
+            config = config_of_folder(folder)
+            with process_group(config):
+                return main_run(config, resume=True)
         modes = {name: flags.pop(name, None) for name in ("compare", "claim", "inspect")}
         chosen = [name for name, value in modes.items() if value is not None]
         if len(chosen) > 1:
@@ -2341,8 +2575,12 @@ def main(arguments: list[str] | None = None) -> None:
             checkpoint, completion = flags.pop("checkpoint", ""), flags.pop("completion", "")
             main_inspect(modes["inspect"], checkpoint, completion, flags)
         else:
-            main_run(method_config(flags))
+            config = method_config(flags)
+            with process_group(config):
+                main_run(config)
     except (ValueError, OSError) as error:
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(5)  # seconds in which the first process says it, and torchrun ends this one
         print(f"train_gpt.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
@@ -2394,13 +2632,13 @@ def run_or_say_how_to_go_on(config: TrainConfig, resume: bool) -> dict:
 def main_run(config: TrainConfig, resume: bool = False) -> None:
     """One run, with everything that a person sees of it."""
     pick_device(config.device)
-    known = finished_run(config.folder, config, resume) is not None  # refuses a foreign folder
+    known = on_first(lambda: finished_run(config.folder, config, resume)) is not None
     if not known:
         settings = (f"{name}={value!r}" for name, value in dataclasses.asdict(config).items())
         print(textwrap.fill(" ".join(settings), 100, break_long_words=False))
         print(UNITS)
     summary = run_or_say_how_to_go_on(config, resume)
-    if known:
+    if known and is_first():
         print(
             f"{config.folder} already holds this run: its results are shown; to start over, delete "
             "that folder or name another --out_dir"
@@ -2422,6 +2660,8 @@ def check_several(what: str, flags: dict, seeds: int, workers: int) -> None:
     """Raises ValueError for what several runs cannot have."""
     if "init" in flags or "data" in flags:
         raise ValueError(f"--{what}: not with --init or --data; allowed: the toy")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"--{what}: not with torchrun; allowed: --workers for several processes")
     for name, value in (("seeds", seeds), ("workers", workers)):
         if not 1 <= value <= 1000:
             raise ValueError(f"--{name}: {value}; allowed: 1 or more, at most 1000")

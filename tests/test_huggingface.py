@@ -547,6 +547,20 @@ def test_generation_config_survives(folder, tmp_path):
     assert (after.eos_token_id, after.pad_token_id) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    "generation, expected", [([3, 1, 7], (1, 3, 7)), (7, (1, 7)), ("no file", (1, 9))], ids=str
+)
+def test_end_tokens_are_those_of_tokenizer_and_checkpoint(generation, expected, folder):
+    """Catches chat models that write on behind the end of their turn."""
+    edit_json(folder / "config.json", eos_token_id=9)
+    if generation == "no file":
+        (folder / "generation_config.json").unlink()
+    else:
+        edit_json(folder / "generation_config.json", eos_token_id=generation)
+    model, tokenizer = minisd.load_hf(folder)
+    assert minisd.hf_end_ids(model.config, tokenizer) == expected
+
+
 def test_saved_dtype_is_that_of_the_weights(folder, tmp_path):
     """Catches bfloat16 weights that are announced, and then loaded, as float32."""
     minisd.save_hf(*minisd.load_hf(folder, dtype=torch.bfloat16), tmp_path / "saved")

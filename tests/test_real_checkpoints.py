@@ -489,6 +489,23 @@ def test_the_cache_is_in_bfloat16_with_the_computation(checkpoint, tmp_path, mon
     assert set(seen) == {torch.bfloat16}
 
 
+def test_a_run_stops_at_every_end_token_of_the_checkpoint(checkpoint, tmp_path, monkeypatch):
+    """Catches end tokens that are read and then not passed on to the sampling."""
+    config, stops, sample = text_config(checkpoint, tmp_path), [], minisd.sample
+    folder = tmp_path / "init"
+    shutil.copytree(config.init, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 5]}))
+
+    def spy(*arguments, **options):
+        stops.append(options["end_id"])
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(minisd, "sample", spy)
+    train_gpt.run(dataclasses.replace(config, init=str(folder)), quiet=True)
+    assert set(stops) == {(2, 5)}
+
+
 def test_a_policy_gradient_holds_no_second_model(checkpoint, tmp_path):
     """Catches a copy of the weights for a teacher that the loss does not use."""
     config = text_config(checkpoint, tmp_path, "dapo")

@@ -58,6 +58,17 @@ def test_cached_sampling_equals_a_plain_loop(make_gpt, temperature, top_p):
 
 
 @torch.no_grad()
+def test_any_of_several_end_tokens_ends_a_completion(make_gpt):
+    """Only the first end token that a chat model has: text behind its turn is scored with it."""
+    model, ends = make_gpt(), (END, 4, 7)
+    one, several = rows_of(draw(model, seed=3)), rows_of(draw(model, seed=3, end_id=ends))
+    for longer, row in zip(one, several):
+        first = min((longer.index(end) for end in ends if end in longer), default=LENGTH)
+        assert row == longer[: first + 1]
+    assert {row[-1] for row in several} & {4, 7}
+
+
+@torch.no_grad()
 def test_greedy_is_the_argmax_at_every_step(make_gpt):
     """Temperature 0 that divides by zero or still draws."""
     model = make_gpt()
