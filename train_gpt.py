@@ -653,16 +653,21 @@ def pick_siblings(
 
 
 def position_terms(
-    config: TrainConfig, student_logits: Tensor, teacher_logits: Tensor | None, ids: Tensor
+    config: TrainConfig,
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    ids: Tensor,
+    *,
+    logged: bool = True,
 ):
-    """Everything per position that the loss and the log need, each (B, T); see `minisd.score`."""
-    terms = {
-        "student_log_probs": minisd.token_log_probs(student_logits, ids),
-        "student_entropy": minisd.entropy(student_logits.detach()),
-    }
+    """What the loss and, if logged, the log need per position, (B, T) each; see `minisd.score`."""
+    terms = {"student_log_probs": minisd.token_log_probs(student_logits, ids)}
+    if logged:
+        terms["student_entropy"] = minisd.entropy(student_logits.detach())
     if teacher_logits is not None:
         terms["teacher_log_probs"] = minisd.token_log_probs(teacher_logits, ids)
-        terms |= minisd.comparison_metrics(student_logits, teacher_logits)
+        if logged:
+            terms |= minisd.comparison_metrics(student_logits, teacher_logits)
         terms["divergence"] = divergence(config, student_logits, teacher_logits)
     return terms
 
@@ -730,10 +735,12 @@ def batch_loss(
     reference: GPT | None,
     batch: Batch,
     weights: dict[str, Tensor] | None = None,
+    logged: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch with its gradient, and what is logged of it (0-dim, detached).
 
-    weights: for a part of a batch, its rows of `loss_weights` of the whole.
+    weights: for a part of a batch, its rows of `loss_weights` of the whole. logged False: the loss
+    alone, without the readings, for which a policy gradient would run a teacher that it never uses.
     """
     completions, w = batch.completions, config.reward_weight
     mask = completions.mask
@@ -741,8 +748,8 @@ def batch_loss(
     score = partial(minisd.score, chunk_tokens=config.chunk_tokens)
     terms = score(
         *(student, batch.prompts, completions),
-        partial(position_terms, config),
-        teacher=teacher,
+        partial(position_terms, config, logged=logged),
+        teacher=teacher if logged or w < 1 else None,
         teacher_prompts=batch.teacher_prompts,
     )
     loss = torch.zeros((), device=mask.device)
@@ -765,13 +772,20 @@ def batch_loss(
             initial = score(reference, batch.prompts, completions, reference_terms)
         penalty = minisd.k3_kl(terms["student_log_probs"], initial["reference_log_probs"])
         loss = loss + config.kl_coef * minisd.weighted_sum(penalty, weights["policy"])
-    logged = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top_k_overlap")
-    means = {name: minisd.weighted_sum(terms[name].detach(), weights["logged"]) for name in logged}
+    names = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top_k_overlap")
+    names = names if logged else ()
+    means = {name: minisd.weighted_sum(terms[name].detach(), weights["logged"]) for name in names}
     return loss, means
 
 
 def backward(
-    config: TrainConfig, student: GPT, teacher: Teacher, reference: GPT | None, batch: Batch
+    config: TrainConfig,
+    student: GPT,
+    teacher: Teacher,
+    reference: GPT | None,
+    batch: Batch,
+    *,
+    logged: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`batch_loss`, detached, its gradient added to the student's, --micro_batch rows at a time."""
     weights, parts = loss_weights(config, batch), []
@@ -782,7 +796,9 @@ def backward(
         part = {name: value[rows] for name, value in weights.items()}
         with precision(config, device):
             loss, means = batch_loss(
-                *(config, student, teacher, reference, batch.take(rows)), weights=part
+                *(config, student, teacher, reference, batch.take(rows)),
+                weights=part,
+                logged=logged,
             )
         loss.backward()
         parts.append({"loss": loss.detach()} | means)
@@ -933,7 +949,7 @@ def post_train(
         student.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
     for step in progress(range(1, config.steps + 1), stage):
-        start = time.perf_counter()
+        start, logged = time.perf_counter(), bool(log) and (step % LOG_EVERY == 0 or step == 1)
         # 1-4. Draw problems, roll out, grade, build the teacher's prompts.
         batch = collect(
             *(config, task, student, teacher, rng, generator),
@@ -943,14 +959,14 @@ def post_train(
         )
         for _ in range(config.updates_per_batch):
             # 5. Loss. 6. Clip and step.
-            loss, metrics = backward(config, student, teacher, reference, batch)
+            loss, metrics = backward(config, student, teacher, reference, batch, logged=logged)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         # 7. Update the teacher.
         teacher.update(step)
         # 8. Log.
-        if log and (step % LOG_EVERY == 0 or step == 1):
+        if logged:
             seconds, tokens = time.perf_counter() - start, int(batch.completions.mask.sum())
             row = {name: value.item() for name, value in metrics.items()}
             row |= {"step": step, "loss": loss.item(), "grad_norm": norm.item()}
