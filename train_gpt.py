@@ -660,15 +660,25 @@ def position_terms(
     *,
     logged: bool = True,
 ):
-    """What the loss and, if logged, the log need per position, (B, T) each; see `minisd.score`."""
-    terms = {"student_log_probs": minisd.token_log_probs(student_logits, ids)}
+    """What the loss and, if logged, the log need per position, (B, T) each; see `minisd.score`.
+
+    Only terms of the loss have a gradient path: autograd would keep the logits of one that is not
+    used, of every chunk, until the backward pass ends.
+    """
+    detached, distils = student_logits.detach(), config.reward_weight < 1
+    on_tokens = config.loss in ("imitation", "sampled_token", "averaged_advantage")
+    takes_tokens = on_tokens or config.loss == "sequence_kl"
+    policy = config.reward_weight > 0 or config.kl_coef > 0
+    by_token = student_logits if policy or takes_tokens else detached
+    compared = student_logits if distils and not on_tokens else detached
+    terms = {"student_log_probs": minisd.token_log_probs(by_token, ids)}
     if logged:
-        terms["student_entropy"] = minisd.entropy(student_logits.detach())
+        terms["student_entropy"] = minisd.entropy(detached)
     if teacher_logits is not None:
         terms["teacher_log_probs"] = minisd.token_log_probs(teacher_logits, ids)
         if logged:
             terms |= minisd.comparison_metrics(student_logits, teacher_logits)
-        terms["divergence"] = divergence(config, student_logits, teacher_logits)
+        terms["divergence"] = divergence(config, compared, teacher_logits)
     return terms
 
 

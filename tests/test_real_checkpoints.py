@@ -190,6 +190,27 @@ def test_a_step_that_is_not_logged_learns_the_same(method):
         assert torch.equal(with_readings, without)
 
 
+@pytest.mark.parametrize(
+    ("flags", "used"),
+    [
+        ({"method": "sdpo"}, {"divergence"}),
+        ({"method": "sdpo", "kl_coef": 0.1}, {"divergence", "student_log_probs"}),
+        ({"method": "sequence_kl"}, {"divergence", "student_log_probs"}),
+        ({"method": "sdpo_grpo"}, {"divergence", "student_log_probs"}),
+        ({"method": "grpo"}, {"student_log_probs"}),
+        ({"method": "opd"}, {"student_log_probs"}),
+        ({"method": "sft"}, {"student_log_probs"}),
+    ],
+    ids=str,
+)
+def test_only_terms_of_the_loss_have_a_gradient_path(flags, used):
+    """Catches an unused term: chunks computed again would keep its logits, all at a time."""
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    terms = train_gpt.position_terms(method_config(flags), logits, torch.randn(2, 3, 5), ids)
+    assert {name for name, value in terms.items() if value.requires_grad} == used
+
+
 def test_activation_checkpointing_changes_the_memory_and_not_the_gradient():
     """Catches blocks that are computed again with other inputs, or a flag that does nothing."""
     config = method_config({"batch_size": 12, "group_size": 4, "max_new_tokens": 20})
