@@ -191,10 +191,11 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, sum(self.heads), self.head_dim)
         heads = heads.transpose(1, 2)  # (B, H + 2 Hkv, T, D)
-        q, k, v = heads.split(self.heads, dim=1)
+        H, Hkv, _ = self.heads
+        qk, v = heads.split((H + Hkv, Hkv), dim=1)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+            qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), dim=1)
+        q, k = rotate(qk, *rope).split((H, Hkv), dim=1)
         bias = None
         if cache is not None:
             k, v = cache.append(layer, k, v)
@@ -215,9 +216,12 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by cos, sin (T, D)."""
+    """Rotary positions [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by cos, sin (T, D).
+
+    The first half of sin is negated beforehand: cheaper than negating half of x at every layer.
+    """
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return x * cos + torch.cat((right, left), dim=-1) * sin
 
 
 class MLP(nn.Module):
@@ -288,7 +292,9 @@ class GPT(nn.Module):
             or self.rope[0].device != ids.device
             or self.rope[0].dtype != x.dtype
         ):
-            self.rope = rope_table(self.config, max(256, 2 * (start + T)), x)
+            cos, sin = rope_table(self.config, max(256, 2 * (start + T)), x)
+            left, right = sin.chunk(2, dim=-1)
+            self.rope = cos, torch.cat((-left, right), dim=-1)
         rope = self.rope[0][start : start + T], self.rope[1][start : start + T]
         again = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
@@ -448,7 +454,6 @@ def sample(
     # The factor keeps u * total below total in float32; it moves no probability by more than 1e-6.
     uniforms = uniforms * (1 - 1e-6)
     ids = torch.full((B, max_new_tokens), pad_id, device=device)
-    mask = torch.zeros(B, max_new_tokens, dtype=torch.bool, device=device)
     log_probs = torch.zeros(B, max_new_tokens, device=device)
     end_ids = torch.tensor([end_id] if isinstance(end_id, int) else end_id, device=device)
     rows = torch.arange(B, device=device)  # those still being written
@@ -463,14 +468,9 @@ def sample(
         states = [m.hidden(inputs, cache)[:, -1] for m, cache in zip(models, caches)]  # (B, C)
         logits = geometric_mixture([m.head(s) for m, s in zip(models, states)], weights).float()
         token = pick_token(logits, uniforms[rows, t], temperature, top_p)
-        token = token.masked_fill(done, pad_id)
-        chosen = F.log_softmax(logits, dim=-1).gather(1, token[:, None])[:, 0]
-        ids[rows, t], mask[rows, t], log_probs[rows, t] = (
-            token,
-            ~done,
-            chosen.masked_fill(done, 0.0),
-        )
-        done = done | torch.isin(token, end_ids)
+        ids[rows, t] = token
+        log_probs[rows, t] = F.log_softmax(logits, dim=-1).gather(1, token[:, None])[:, 0]
+        done |= torch.isin(token, end_ids)
         if t % CHECK_EVERY == CHECK_EVERY - 1 or t == max_new_tokens - 1:
             active = (~done).nonzero()[:, 0]
             if len(active) == 0 or t == max_new_tokens - 1:
@@ -480,6 +480,10 @@ def sample(
                     cache.keep(active)
                 rows, done, token = rows[active], done[active], token[active]
         inputs = token[:, None]
+    # A finished row goes on until it is dropped; what it wrote behind its end token goes here.
+    ends = torch.isin(ids, end_ids)
+    mask = ends.cumsum(1) - ends.long() == 0
+    ids, log_probs = ids.masked_fill(~mask, pad_id), log_probs.masked_fill(~mask, 0.0)
     used = int(mask.sum(1).max())
     return Completions(ids[:, :used], mask[:, :used], log_probs[:, :used])
 

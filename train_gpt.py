@@ -776,17 +776,32 @@ def pick_siblings(
 
 
 def position_terms(
-    config: TrainConfig, student_logits: Tensor, teacher_logits: Tensor | None, ids: Tensor
+    config: TrainConfig,
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    ids: Tensor,
+    *,
+    logged: bool = True,
 ):
-    """Everything per position that the loss and the log need, each (B, T); see `minisd.score`."""
-    terms = {
-        "student_log_probs": minisd.token_log_probs(student_logits, ids),
-        "student_entropy": minisd.entropy(student_logits.detach()),
-    }
+    """What the loss and, if logged, the log need per position, (B, T) each; see `minisd.score`.
+
+    Only terms of the loss have a gradient path: autograd would keep the logits of one that is not
+    used, of every chunk, until the backward pass ends.
+    """
+    detached, distils = student_logits.detach(), config.reward_weight < 1
+    on_tokens = config.loss in ("imitation", "sampled_token", "averaged_advantage")
+    takes_tokens = on_tokens or config.loss == "sequence_kl"
+    policy = config.reward_weight > 0 or config.kl_coef > 0
+    by_token = student_logits if policy or takes_tokens else detached
+    compared = student_logits if distils and not on_tokens else detached
+    terms = {"student_log_probs": minisd.token_log_probs(by_token, ids)}
+    if logged:
+        terms["student_entropy"] = minisd.entropy(detached)
     if teacher_logits is not None:
         terms["teacher_log_probs"] = minisd.token_log_probs(teacher_logits, ids)
-        terms |= minisd.comparison_metrics(student_logits, teacher_logits)
-        terms["divergence"] = divergence(config, student_logits, teacher_logits)
+        if logged:
+            terms |= minisd.comparison_metrics(student_logits, teacher_logits)
+        terms["divergence"] = divergence(config, compared, teacher_logits)
     return terms
 
 
@@ -854,10 +869,12 @@ def batch_loss(
     reference: GPT | None,
     batch: Batch,
     weights: dict[str, Tensor] | None = None,
+    logged: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch with its gradient, and what is logged of it (0-dim, detached).
 
-    weights: for a part of a batch, its rows of `loss_weights` of the whole.
+    weights: for a part of a batch, its rows of `loss_weights` of the whole. logged False: the loss
+    alone, without the readings, for which a policy gradient would run a teacher that it never uses.
     """
     completions, w = batch.completions, config.reward_weight
     mask = completions.mask
@@ -865,8 +882,8 @@ def batch_loss(
     score = partial(minisd.score, chunk_tokens=config.chunk_tokens)
     terms = score(
         *(student, batch.prompts, completions),
-        partial(position_terms, config),
-        teacher=teacher,
+        partial(position_terms, config, logged=logged),
+        teacher=teacher if logged or w < 1 else None,
         teacher_prompts=batch.teacher_prompts,
     )
     loss = torch.zeros((), device=mask.device)
@@ -889,8 +906,9 @@ def batch_loss(
             initial = score(reference, batch.prompts, completions, reference_terms)
         penalty = minisd.k3_kl(terms["student_log_probs"], initial["reference_log_probs"])
         loss = loss + config.kl_coef * minisd.weighted_sum(penalty, weights["policy"])
-    logged = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top_k_overlap")
-    means = {name: minisd.weighted_sum(terms[name].detach(), weights["logged"]) for name in logged}
+    names = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top_k_overlap")
+    names = names if logged else ()
+    means = {name: minisd.weighted_sum(terms[name].detach(), weights["logged"]) for name in names}
     return loss, means
 
 
@@ -901,6 +919,8 @@ def backward(
     reference: GPT | None,
     batch: Batch,
     weights: dict[str, Tensor] | None = None,
+    *,
+    logged: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`batch_loss`, detached, its gradient added to the student's, --micro_batch rows at a time."""
     weights, parts = loss_weights(config, batch) if weights is None else weights, []
@@ -910,7 +930,9 @@ def backward(
         part = {name: value[rows] for name, value in weights.items()}
         with precision(config, device):
             loss, means = batch_loss(
-                *(config, student, teacher, reference, batch.take(rows)), weights=part
+                *(config, student, teacher, reference, batch.take(rows)),
+                weights=part,
+                logged=logged,
             )
         # The mean over the processes, which `spread` makes of gradients, must be their sum.
         (processes() * loss).backward()
@@ -1129,7 +1151,7 @@ def post_train(
     if saved:
         state.load_state_dict(saved)
     for step in progress(range(state.step + 1, config.steps + 1), stage):
-        start = time.perf_counter()
+        start, logged = time.perf_counter(), bool(log) and (step % LOG_EVERY == 0 or step == 1)
         # 1-4. Draw problems, roll out, grade, build the teacher's prompts.
         batch = collect(
             *(config, task, student, teacher, rng, generator),
@@ -1139,11 +1161,11 @@ def post_train(
         )
         for _ in range(config.updates_per_batch):
             # 5. Loss. 6. Clip and step.
-            loss, norm, metrics = update(config, state, batch)
+            loss, norm, metrics = update(config, state, batch, logged)
         # 7. Update the teacher.
         teacher.update(step)
         # 8. Log.
-        if log and (step % LOG_EVERY == 0 or step == 1):
+        if logged:
             seconds, tokens = time.perf_counter() - start, int(batch.completions.mask.sum())
             row = {name: value.item() for name, value in metrics.items()}
             row |= {"step": step, "loss": loss.item(), "grad_norm": norm.item()}
@@ -1165,14 +1187,15 @@ LOG_EVERY = 5  # steps
 
 
 def update(
-    config: TrainConfig, state: TrainState, batch: Batch
+    config: TrainConfig, state: TrainState, batch: Batch, logged: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One step of the optimiser: the loss, the norm of its gradient, and what is logged.
 
     Raises NonFiniteError, and leaves the weights as they were, if loss or norm is not finite.
     """
     try:
-        loss, metrics = backward(config, state.student, state.teacher, state.reference, batch)
+        models = (state.student, state.teacher, state.reference)
+        loss, metrics = backward(config, *models, batch, logged=logged)
         norm = clipped_norm(config, state.student, loss)
     except NonFiniteError as error:
         rows = guilty_rows(config, state, batch)

@@ -122,8 +122,9 @@ def test_rotate_turns_one_pair_by_its_angle():
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
     # 2 cos 0.5 - 4 sin 0.5 = -0.162537, 4 cos 0.5 + 2 sin 0.5 = 4.469181
     expected = torch.tensor([1.0, -0.162537, 3.0, 4.469181])
+    signed = angles.sin() * torch.tensor([-1.0, -1.0, 1.0, 1.0])
     torch.testing.assert_close(
-        rotate(x, angles.cos(), angles.sin())[0, 0, 0], expected, atol=1e-5, rtol=0
+        rotate(x, angles.cos(), signed)[0, 0, 0], expected, atol=1e-5, rtol=0
     )
 
 

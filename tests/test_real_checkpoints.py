@@ -171,6 +171,48 @@ def test_micro_batches_log_what_the_whole_batch_logs():
     torch.testing.assert_close(*readings, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("method", ["sdpo", "grpo", "sdpo_grpo"])
+def test_a_step_that_is_not_logged_learns_the_same(method):
+    """Catches a loss that loses a term with the readings, or a teacher run for nothing."""
+    config = method_config(
+        {"method": method, "batch_size": 12, "group_size": 4, "max_new_tokens": 20}
+    )
+    student, teacher, batch = toy_batch(config)
+    scored = []
+    teacher.model.norm.register_forward_hook(lambda *_: scored.append(1))
+    results = []
+    for logged in (True, False):
+        reference = Teacher("frozen", student).model
+        loss, means = train_gpt.backward(config, student, teacher, reference, batch, logged=logged)
+        results.append([loss, *(p.grad for p in student.parameters())])
+        student.zero_grad(set_to_none=True)
+    assert means == {}
+    assert len(scored) == (1 if method == "grpo" else 2)
+    for with_readings, without in zip(*results):
+        assert torch.equal(with_readings, without)
+
+
+@pytest.mark.parametrize(
+    ("flags", "used"),
+    [
+        ({"method": "sdpo"}, {"divergence"}),
+        ({"method": "sdpo", "kl_coef": 0.1}, {"divergence", "student_log_probs"}),
+        ({"method": "sequence_kl"}, {"divergence", "student_log_probs"}),
+        ({"method": "sdpo_grpo"}, {"divergence", "student_log_probs"}),
+        ({"method": "grpo"}, {"student_log_probs"}),
+        ({"method": "opd"}, {"student_log_probs"}),
+        ({"method": "sft"}, {"student_log_probs"}),
+    ],
+    ids=str,
+)
+def test_only_terms_of_the_loss_have_a_gradient_path(flags, used):
+    """Catches an unused term: chunks computed again would keep its logits, all at a time."""
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    terms = train_gpt.position_terms(method_config(flags), logits, torch.randn(2, 3, 5), ids)
+    assert {name for name, value in terms.items() if value.requires_grad} == used
+
+
 def test_activation_checkpointing_changes_the_memory_and_not_the_gradient():
     """Catches blocks that are computed again with other inputs, or a flag that does nothing."""
     config = method_config({"batch_size": 12, "group_size": 4, "max_new_tokens": 20})
