@@ -1619,7 +1619,11 @@ def alone_in(folder: Path):
     The lock is the system's and lies on the folder itself: it ends with the process, however that
     ends, and leaves no file. A folder in which nothing was written is removed again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out_dir: {str(folder)!r}: {error.strerror}") from None
     if fcntl is None:
         yield
         return
@@ -1638,7 +1642,8 @@ def alone_in(folder: Path):
         yield
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # fails unless it is empty
+            for path in made:
+                path.rmdir()  # fails unless it is empty
         os.close(handle)
 
 

@@ -8,8 +8,10 @@ python train_gpt.py --claim all --seeds 5         # all of them; finished runs a
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
+import operator
 import os
 import re
 import textwrap
@@ -195,9 +197,10 @@ def information(runs: Runs, contexts) -> list[float]:
 
 def at(runs: Runs, arm: str, name: str, *path) -> float:
     """A number inside a list or dict that an arm has measured; nan where there was none."""
-    value = runs[arm].get(name)
-    for key in path:
-        value = None if value is None else value[key]
+    try:
+        value = functools.reduce(operator.getitem, path, runs[arm][name])
+    except (KeyError, IndexError, TypeError):
+        value = None
     return math.nan if value is None else value
 
 

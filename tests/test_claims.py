@@ -22,6 +22,14 @@ TINY = {
 }
 
 
+FEW = {  # of results/measures.py
+    **{"HORIZON_PROBLEMS": 6, "FORCED": 4, "PREFIX_PROBLEMS": 6, "ENUMERATED_PROBLEMS": 2},
+    **{"LEAST_MASS": 1e-2, "TREE_OPERATIONS": (1,), "TREE_TOKENS": 2, "RAREST_PREFIX": 0.05},
+    **{"LONG_PROBLEMS": 1, "LONG_COMPLETIONS": 4, "SAMPLE_COUNTS": [1, 8]},
+    **{"REWARD_COMPLETIONS": 64, "SIGNAL_BATCHES": 2},
+}
+
+
 def tiny_flags() -> list[str]:
     return [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
 
@@ -189,8 +197,10 @@ def test_the_hash_of_the_code_does_not_depend_on_the_process():
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_every_claim_runs_at_a_tiny_size(name, tmp_path_factory, capsys):
+def test_every_claim_runs_at_a_tiny_size(name, tmp_path_factory, capsys, monkeypatch):
     """Catches a broken arm, statement, control, table or picture before an hour is spent."""
+    for constant, value in FEW.items():
+        monkeypatch.setattr(measures, constant, value)
     cache = tmp_path_factory.getbasetemp() / "claims"  # arms that claims share run once
     out = cache / name
     arguments = ["--claim", name, "--seeds", "1", "--workers", "1", "--cache_dir", str(cache)]

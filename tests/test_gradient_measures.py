@@ -198,7 +198,7 @@ def test_estimators_are_measured_in_finite_numbers(config, monkeypatch):
     small = {"TREE_OPERATIONS": (1,), "TREE_TOKENS": 2, "RAREST_PREFIX": 0.05}
     small |= {"LONG_PROBLEMS": 1, "LONG_COMPLETIONS": 4, "SAMPLE_COUNTS": [1, 8]}
     for name, value in small.items():
-        monkeypatch.setattr(train_gpt, name, value)
+        monkeypatch.setattr(measures, name, value)
     results = measures.measure_estimators(config)
     assert np.isfinite(flat(results)).all()
     assert results == measures.measure_estimators(config)
@@ -227,7 +227,7 @@ def test_batch_gradients_are_those_of_the_loss(config):
 def test_signals_are_measured_in_finite_numbers(config, monkeypatch):
     """A method whose numbers are those of another one, or a cosine or noise that is nan."""
     for name, value in {"REWARD_COMPLETIONS": 32, "SIGNAL_BATCHES": 3}.items():
-        monkeypatch.setattr(train_gpt, name, value)
+        monkeypatch.setattr(measures, name, value)
     results = measures.measure_signal(config)
     assert np.isfinite(flat(results)).all()
     names = ("snr", "cosine", "raw_cosine", "batch_cosine")

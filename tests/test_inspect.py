@@ -118,7 +118,7 @@ BAD = [
     (["--inspect", "3*7", "--checkpoint", "nowhere"], "--checkpoint", "student.pt"),
     (["--inspect", "3*7", "--context", "none"], "--context", "any other"),
     (["--inspect", "3*7", "--init", "nowhere"], "--inspect", "without --init"),
-    (["--inspect", "3*7", "--compare", "base", "sdpo"], "--inspect", "one of them"),
+    (["--inspect", "3*7", "--compare", "base", "sdpo"], "--compare", "one of them"),
     (["--inspect", "3*7", "--out_dir", "file"], "--out_dir", "a folder"),
     (["--completion", "answer 7"], "--completion", "with --inspect"),
     (["--checkpoint", "nowhere"], "--checkpoint", "with --inspect"),

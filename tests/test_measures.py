@@ -195,7 +195,7 @@ def tiny(tmp_path_factory):
 def few(monkeypatch):
     sizes = {"HORIZON_PROBLEMS": 6, "FORCED": 4, "PREFIX_PROBLEMS": 6, "ENUMERATED_PROBLEMS": 2}
     for name, value in (sizes | {"LEAST_MASS": 1e-2}).items():
-        monkeypatch.setattr(train_gpt, name, value)
+        monkeypatch.setattr(measures, name, value)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,6 @@ def test_a_step_that_is_not_logged_learns_the_same(method):
         ({"method": "opd"}, {"student_log_probs"}),
         ({"method": "sft"}, {"student_log_probs"}),
     ],
-    ids=str,
 )
 def test_only_terms_of_the_loss_have_a_gradient_path(flags, used):
     """Catches an unused term: chunks computed again would keep its logits, all at a time."""
@@ -586,8 +585,8 @@ def break_checkpoint(good: str, folder) -> None:
         ({"dtype": "float16"}, "--dtype: 'float16'; allowed: float32, bfloat16"),
         ({"micro_batch": "-1"}, "--micro_batch: -1; allowed: 0 or more"),
         ({"chunk_tokens": "-1"}, "--chunk_tokens: -1; allowed: 0 or more"),
-        ({"world": "persona_rate=0"}, "--world: 'persona_rate=0'; allowed: '' with --init"),
-        ({"rules": "3"}, "--rules: '3'; allowed: '' with --init"),
+        ({"world": "persona_rate=0"}, "--world: 'persona_rate=0'; allowed: unset with --init"),
+        ({"rules": "3"}, "--rules: '3'; allowed: unset with --init"),
         ({"method": "opd"}, "--external_teacher: 'larger'; allowed: adapted, or a checkpoint"),
         ({"context": "rule"}, "context rule: 'A box of"),
         ({"context": "feedback"}, "has no feedback"),
