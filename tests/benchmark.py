@@ -458,9 +458,10 @@ def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
+    others = ", ".join(f"{name} {size}" for name, size in BASE.items())
     figure.suptitle(
-        "How long one loss with its gradient takes when one size grows "
-        f"(the others: {', '.join(f'{n} {s}' for n, s in BASE.items())}; one CPU thread)"
+        "Milliseconds for one loss with its gradient when one size grows and the others stay "
+        f"({others}; one CPU thread)"
     )
     panels = figure.subplots(1, len(measured), sharey=True)
     plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
@@ -480,11 +481,12 @@ def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(TITLES[what])
         axes.grid(alpha=0.3)
+        axes.margins(x=0.1)
     low = min(min(times.values()) for times in measured.values())
     high = max(max(times.values()) for times in measured.values())
-    panels[0].set_ylim(low / 2, high * 2)
+    panels[0].set_ylim(low / 2, high * 3)
     panels[0].set_ylabel("milliseconds")
-    panels[0].legend(loc="lower right")
+    panels[0].legend(loc="upper left")
     figure.savefig(path, dpi=110)
 
 
