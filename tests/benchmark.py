@@ -116,7 +116,8 @@ one rotation for queries and keys, sampling without sorting, finished rows dropp
 Tried and not taken: batched products instead of scaled_dot_product_attention (that call 1.4 to 1.7
 times faster at toy size, not at head dimension 64, but other last bits); looking for finished rows
 after 1, 2 or 8 tokens, or dropping them at other shares (no gain); torch.compile of MLP and
-rotation (compiling alone outlasts a default run's sampling)."""
+rotation (the first call had not returned after two minutes; all sampling of a default run takes
+less)."""
 
 
 def against_generate(name, model, prompts, new: int, end_id: int | None, repetitions: int) -> tuple:
