@@ -116,8 +116,7 @@ one rotation for queries and keys, sampling without sorting, finished rows dropp
 Tried and not taken: batched products instead of scaled_dot_product_attention (that call 1.4 to 1.7
 times faster at toy size, not at head dimension 64, but other last bits); looking for finished rows
 after 1, 2 or 8 tokens, or dropping them at other shares (no gain); torch.compile of MLP and
-rotation (the first call had not returned after two minutes; all sampling of a default run takes
-less)."""
+rotation alone (43 s to compile, and then 1.1 to 1.5 times slower)."""
 
 
 def against_generate(name, model, prompts, new: int, end_id: int | None, repetitions: int) -> tuple:
@@ -191,7 +190,7 @@ and at width 64 the passes over memory between the products (norms, rotation, Sw
 and their gradients) take longer than the products. Kept: no readings, and no teacher that only
 they need, in steps that are not logged. Tried and not taken: scoring the rows in four slices of
 like length (the loss with its gradient twice as fast, gradients equal to 2e-7 of their norm, but
-not to the last bit); larger thresholds of malloc and huge pages (under 5 %)."""
+not to the last bit); larger thresholds of malloc (4 % of grpo) and huge pages (within the noise)."""
 
 
 def step_of(method: str, repetitions: int) -> str:
