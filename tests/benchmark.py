@@ -190,7 +190,7 @@ and at width 64 the passes over memory between the products (norms, rotation, Sw
 and their gradients) take longer than the products. Kept: no readings, and no teacher that only
 they need, in steps that are not logged. Tried and not taken: scoring the rows in four slices of
 like length (the loss with its gradient twice as fast, gradients equal to 2e-7 of their norm, but
-not to the last bit); larger thresholds of malloc (4 % of grpo) and huge pages (within the noise)."""
+not to the last bit); larger thresholds of malloc (4 % of grpo) and huge pages (none)."""
 
 
 def step_of(method: str, repetitions: int) -> str:
