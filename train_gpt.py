@@ -1928,9 +1928,13 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
         finished_run(config.folder, config, resume=True)
     first = [(configs[trained[0], seed], "base") for seed in seeds]
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
-        list(progress(pool.map(pretrain_only, first), "base models", len(first)))
-        runs = pool.map(partial(run, quiet=True, resume=True), configs.values())
-        summaries = dict(zip(configs, progress(runs, "runs", len(configs))))
+        # A seed's runs are queued when its base model is there: no core waits for the last of them.
+        bases, runs = [pool.submit(pretrain_only, config) for config in first], {}
+        for seed, base in zip(seeds, progress(bases, "base models")):
+            base.result()
+            for m in trained:
+                runs[m, seed] = pool.submit(run, configs[m, seed], quiet=True, resume=True)
+        summaries = {key: runs[key].result() for key in progress(configs, "runs")}
     table = {}
     for method in methods:
         when = "before" if method == "base" else "after"

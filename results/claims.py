@@ -1238,10 +1238,11 @@ def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
     numeric = not any(isinstance(x, str) for x in panel.x)
     x = panel.x if numeric else list(range(len(panel.x)))
     for label, curve in panel.curves.items():
-        points = [mean_and_interval(list(values)) for values in zip(*(curve(r) for r in runs))]
+        by_seed = [[math.nan if y is None else y for y in curve(r)] for r in runs]
+        points = [mean_and_interval(list(values)) for values in zip(*by_seed)]
         means = [p["mean"] for p in points]
         (line,) = axes.plot(x[: len(means)], means, marker=".", label=label)
-        if points[0]["low"] is not None:
+        if points and points[0]["low"] is not None:
             band = [[p[side] for p in points] for side in ("low", "high")]
             axes.fill_between(x[: len(means)], *band, alpha=0.15, color=line.get_color())
     if not numeric:

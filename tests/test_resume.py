@@ -358,9 +358,9 @@ def test_numbers_that_are_none_stop_the_run_before_the_weights_are_touched(
             student.head.weight.register_hook(lambda gradient: gradient * torch.inf)
         return batch
 
-    def observed(config, state, batch):
+    def observed(config, state, *rest):
         models[:] = [state.student, {k: v.clone() for k, v in state.student.state_dict().items()}]
-        return update(config, state, batch)
+        return update(config, state, *rest)
 
     monkeypatch.setattr(train_gpt, "collect", poisoned)
     monkeypatch.setattr(train_gpt, "update", observed)
@@ -393,6 +393,7 @@ def test_the_record_names_code_machine_and_device_and_a_change_is_said(
     path = config.folder / "config.json"
     content = json.loads(path.read_text())
     names = {"git_commit", "code", "python", "torch", "numpy", "threads", "device", "machine"}
+    names.add("processes")
     assert names == content["record"].keys() and content["record"]["device"] == "cpu"
     content["record"]["torch"] = "1.0"
     path.write_text(json.dumps(content))
