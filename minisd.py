@@ -965,6 +965,26 @@ class Prompts:
         return Prompts(torch.cat(ids), torch.cat(counts))
 
 
+SLICE_ROWS = 16  # of a batch of 64 or less; a larger one makes four slices
+
+
+def hidden_by_length(model: GPT, prompts: Prompts, completions: Completions) -> Tensor:
+    """`completion_hidden` of a batch, rows of like length together: padding costs as much as text.
+
+    Returns (B, T, C) in the order of the batch; what stands behind a completion is arbitrary.
+    """
+    B, T = completions.ids.shape
+    order = (completions.mask.sum(1) - prompts.pad_count).argsort()
+    parts = []
+    for rows in order.split(max(SLICE_ROWS, math.ceil(B / 4))):
+        # Without the padding that all of them have: prompts (b, P - p), completions (b, t).
+        p, t = prompts.pad_count[rows].min(), completions.mask[rows].sum(1).max()
+        ids, pad_count = prompts.ids[rows, p:], prompts.pad_count[rows] - p
+        states = completion_hidden(model, ids, pad_count, completions.ids[rows, :t])
+        parts.append(F.pad(states, (0, 0, 0, T - int(t))))
+    return torch.cat(parts)[order.argsort()]
+
+
 def score(
     student: GPT,
     prompts: Prompts,
@@ -982,16 +1002,12 @@ def score(
     vocabulary they, not the weights, fill the memory. teacher_logits is None without a teacher.
     """
     mask = completions.mask
-    hidden = [
-        completion_hidden(student, prompts.ids, prompts.pad_count, completions.ids)[mask]
-    ]  # (N, C)
+    hidden = [hidden_by_length(student, prompts, completions)[mask]]  # (N, C)
     heads, weights = [student.head], []
     if teacher is not None:
         with torch.no_grad():
             for model, weight in teacher.parts():
-                states = completion_hidden(
-                    model, teacher_prompts.ids, teacher_prompts.pad_count, completions.ids
-                )
+                states = hidden_by_length(model, teacher_prompts, completions)
                 hidden.append(states[mask])
                 heads.append(model.head)
                 weights.append(weight)

@@ -471,6 +471,9 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
 NOT_FOLLOWED = {"TrainConfig", "METHODS", "Log", "progress", "write_atomically", "base_model"}
 NOT_FOLLOWED |= {"warn_of_flat_signals", "load_hf", "save_hf", "load_student", "TextTask"}
 NOT_FOLLOWED |= {"read_jsonl", "TextExample", "TEXT_REWARDS"}
+# Of several processes; in one, each gives back what it was given.
+NOT_FOLLOWED |= {"TrainState", "guilty_rows", "process_group", "on_first", "from_all", "spread"}
+NOT_FOLLOWED |= {"over_processes", "copied", "gathered", "release", "loading_device", "largest"}
 
 
 @functools.cache

@@ -630,9 +630,8 @@ ESTIMATORS = {  # of the gradient of the sequence KL, each as the loss whose gra
     "discount_0.9": {"loss": "sequence_kl", "discount": 0.9},
     "sequence_level": {"loss": "sequence_kl", "discount": 1.0},
     "sampled_token": {"loss": "sampled_token"},
-    "sampled_sequence": {
-        "loss": "sequence_kl"
-    },  # sampled tokens for the present and the future, see estimator_values
+    # Sampled tokens for the present and the future, see estimator_values.
+    "sampled_sequence": {"loss": "sequence_kl"},
     "averaged_advantage": {"loss": "averaged_advantage"},
     **{
         f"top_2_{tail}": {"loss": "top_k_reverse_kl", "top_k": 2, "top_k_tail": tail}

@@ -18,6 +18,7 @@ import torch
 import minisd
 import toy_tasks
 import train_gpt
+from results import claims
 
 
 class Reached(Exception):
@@ -101,8 +102,10 @@ def no_work(monkeypatch):
     def reached(*_, **__):
         raise Reached
 
-    for name in ("initial_model", "ProcessPoolExecutor"):
+    # claim_folder writes first of all, so that a run killed while pretraining can be resumed.
+    for name in ("initial_model", "base_model", "claim_folder", "ProcessPoolExecutor"):
         monkeypatch.setattr(train_gpt, name, reached)
+    monkeypatch.setattr(claims, "run_claims", reached)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: torch.tensor(count))
     parser = train_gpt.make_parser()  # once: it would take most of the time
     monkeypatch.setattr(train_gpt, "make_parser", lambda: parser)
