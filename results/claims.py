@@ -69,12 +69,16 @@ class Statement:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves in a claim's picture: each gives one y for each x, seed by seed."""
+    """Curves in a claim's picture: each gives one y for each x, seed by seed.
+
+    joined: whether a line leads from one x to the next, as it should where x has an order.
+    """
 
     title: str
     x_label: str
     x: list
     curves: dict[str, Callable[[Runs], list[float]]]
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -584,6 +588,7 @@ CLAIMS = {
                 "divergence, odds of rule 2 and rule 7",
                 list(MIXED),
                 {label: over_arms(name, MIXED) for label, name in curves.items()},
+                joined=False,
             )
             for title, curves in (
                 (
@@ -821,6 +826,7 @@ CLAIMS = {
                         "cosine to the reward gradient": "cosine",
                     }.items()
                 },
+                joined=False,
             )
         ],
     ),
@@ -1162,16 +1168,13 @@ def draw_claim(path: Path, name: str, row: dict) -> None:
     runs = [{arm: a["runs"][i] for arm, a in row["arms"].items()} for i in range(len(row["seeds"]))]
     trained = [arm for arm, r in runs[0].items() if "after.fresh.accuracy" in r]
     shown = claim.shown if trained else ()
-    count = len(row["statements"]) + 1
-    arms_height = 0.32 * len(trained) * bool(shown)
-    height = 2.0 + max(0.75 * count, arms_height, 3.2)
-    figure = Figure(
-        figsize=(5 * (len(shown) + len(claim.panels)) + 6, height), layout="constrained"
-    )
-    title = textwrap.fill(f"{name}: {row['verdict'].upper()}. Predicted: {row['prediction']}", 120)
-    figure.suptitle(title, ha="left", x=0.01, fontsize=11)
-    columns = len(shown) + len(claim.panels)
-    grid = figure.add_gridspec(1, columns + 1, width_ratios=[5] * columns + [6])
+    columns, count = len(shown) + len(claim.panels), len(row["statements"]) + 1
+    width = 4.2 * columns + 6
+    height = 2.2 + max(0.8 * count, 0.32 * len(trained) * bool(shown), 3.2)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    heading = f"{name}: {row['verdict'].upper()}. Predicted: {row['prediction']}"
+    figure.suptitle(textwrap.fill(heading, int(11 * width)), ha="left", x=0.01, fontsize=11)
+    grid = figure.add_gridspec(1, columns + 1, width_ratios=[4.2] * columns + [6])
     for i, panel in enumerate(claim.panels):
         draw_panel(figure.add_subplot(grid[i]), panel, runs)
     for i, what in enumerate(shown, start=len(claim.panels)):
@@ -1181,11 +1184,12 @@ def draw_claim(path: Path, name: str, row: dict) -> None:
     for cell, result in zip(cells, results):
         draw_statement(figure.add_subplot(cell), result)
     seeds = f"{row['seeds'][0]} to {row['seeds'][-1]}"
-    figure.supxlabel(
-        f"Bars: mean and 95 % interval over seeds {seeds}; dots: seeds. Published: "
-        f"{row['published']} ({row['source']})",
-        fontsize=8,
+    caption = (
+        f"Bars and bands: mean and 95 % interval over seeds {seeds}; small dots: seeds. Right: "
+        "what was stated beforehand, shaded where it was predicted to lie; accuracy and shares as "
+        f"fractions. Published: {row['published']} ({row['source']})"
     )
+    figure.supxlabel(textwrap.fill(caption, int(15 * width)), ha="left", x=0.01, fontsize=8)
     write_atomically(path, lambda p: figure.savefig(p, dpi=100, format="png"))
 
 
@@ -1237,16 +1241,21 @@ def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
     """Curves with their 95 % intervals over seeds."""
     numeric = not any(isinstance(x, str) for x in panel.x)
     x = panel.x if numeric else list(range(len(panel.x)))
-    for label, curve in panel.curves.items():
+    for i, (label, curve) in enumerate(panel.curves.items()):
         by_seed = [[math.nan if y is None else y for y in curve(r)] for r in runs]
         points = [mean_and_interval(list(values)) for values in zip(*by_seed)]
         means = [p["mean"] for p in points]
-        (line,) = axes.plot(x[: len(means)], means, marker=".", label=label)
-        if points and points[0]["low"] is not None:
-            band = [[p[side] for p in points] for side in ("low", "high")]
+        known = bool(points) and points[0]["low"] is not None
+        half = [p["high"] - p["mean"] if known else 0 for p in points]
+        if panel.joined:
+            (line,) = axes.plot(x[: len(means)], means, marker=".", label=label)
+            band = [[m + sign * h for m, h in zip(means, half)] for sign in (-1, 1)]
             axes.fill_between(x[: len(means)], *band, alpha=0.15, color=line.get_color())
+        else:
+            beside = [place + 0.1 * i for place in x[: len(means)]]
+            axes.errorbar(beside, means, yerr=half, fmt="o", capsize=4, label=label)
     if not numeric:
-        axes.set_xticks(x, panel.x)
+        axes.set_xticks(x, panel.x, rotation=30 * (len(x) > 5))
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.grid(alpha=0.3)
