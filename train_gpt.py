@@ -2588,6 +2588,8 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = [name for name, value in modes.items() if value is not None]
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]}: with --{chosen[1]}; allowed: one of them")
+        if chosen and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"--{chosen[0]}: not with torchrun; allowed: without it")
         for name in ("checkpoint", "completion"):
             if name in flags and modes["inspect"] is None:
                 raise ValueError(f"--{name}: {flags[name]!r}; allowed: only with --inspect")
@@ -2695,8 +2697,6 @@ def check_several(what: str, flags: dict, seeds: int, workers: int) -> None:
     """Raises ValueError for what several runs cannot have."""
     if "init" in flags or "data" in flags:
         raise ValueError(f"--{what}: not with --init or --data; allowed: the toy")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError(f"--{what}: not with torchrun; allowed: --workers for several processes")
     for name, value in (("seeds", seeds), ("workers", workers)):
         if not 1 <= value <= 1000:
             raise ValueError(f"--{name}: {value}; allowed: 1 or more, at most 1000")
