@@ -608,7 +608,9 @@ def token_part(mask: Tensor, share: float, part: str) -> Tensor:
     elif part == "last":
         inside = rank >= length - kept
     elif part == "spread":
-        inside = (rank * kept) % length.clamp(min=1) < kept
+        length = length.clamp(min=1)
+        # Half a distance in, since the first token often decides on all others.
+        inside = (rank * kept + length // 2) % length < kept
     else:
         raise ValueError(f"token_part: {part!r}; allowed: {', '.join(TOKEN_PARTS)}")
     return mask & inside

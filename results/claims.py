@@ -59,12 +59,16 @@ Runs = dict[str, dict[str, Any]]  # of one seed: the numbers of every arm, by na
 
 @dataclass(frozen=True)
 class Statement:
-    """One number per seed, and the bound that the claim predicts it to lie above or below."""
+    """One number per seed, and the bound that the claim predicts it to lie above or below.
+
+    none: what it would be without any effect; only beyond that is it the opposite.
+    """
 
     words: str
     value: Callable[[Runs], float]
     above: float | None = None
     below: float | None = None
+    none: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Panel:
 
     title: str
     x_label: str
-    x: list
+    x: list | Callable[[Runs], list]
     curves: dict[str, Callable[[Runs], list[float]]]
     joined: bool = True
 
@@ -102,18 +106,24 @@ class Claim:
 
 
 def quantity(runs: Runs, name: str, arm: str) -> Any:
-    """A number of an arm: after training where there is a before, such as fresh.accuracy."""
-    change = name.removeprefix("change of ")
-    if change != name:
-        return runs[arm][f"after.{change}"] - runs[arm][f"before.{change}"]
-    return runs[arm].get(f"after.{name}", runs[arm].get(name))
+    """A number of an arm: after training where there is a before, such as fresh.accuracy.
+
+    nan where it was not measured, as in a run that failed.
+    """
+    if name.startswith("log2 of the "):
+        return math.log2(quantity(runs, name.removeprefix("log2 of the "), arm))
+    change, numbers = name.removeprefix("change of "), runs[arm]
+    value = numbers.get(f"after.{change}", numbers.get(change))
+    if change != name and value is not None:
+        value = value - numbers[f"before.{change}"]
+    return math.nan if value is None else value
 
 
 def statement(given: str | Statement) -> Statement:
     """The statement in a line such as `change of fresh.accuracy: live - frozen < -0.05`.
 
-    Behind the quantity stand names of arms, added, subtracted, or one divided by another, and the
-    bound; a control has no bound. Raises ValueError for anything else.
+    Behind the quantity stand names of arms, with numbers before them if need be (`0.8 * all`),
+    added or subtracted, and the bound; a control has none. Raises ValueError for anything else.
     """
     if isinstance(given, Statement):
         return given
@@ -121,24 +131,38 @@ def statement(given: str | Statement) -> Statement:
     if not match:
         raise ValueError(f"statement: {given!r}; allowed: quantity: arm - arm < bound")
     name, arms, sign, bound = match.groups()
-    terms = re.split(r" ([-+/]) ", arms)  # arm, operation, arm, ...
+    signs, terms = re.findall(r" ([-+]) ", f" + {arms}"), re.split(r" [-+] ", arms)
+    pairs = [re.fullmatch(r"(?:([\d.]+) \* )?(.+)", term).groups() for term in terms]
 
     def value(runs: Runs) -> float:
-        total = quantity(runs, name, terms[0])
-        for operation, arm in zip(terms[1::2], terms[2::2]):
-            other = quantity(runs, name, arm)
-            total = {"+": total + other, "-": total - other, "/": total / (other or math.nan)}[
-                operation
-            ]
-        return total
+        parts = ((float(n or 1), quantity(runs, name, arm)) for n, arm in pairs)
+        return sum(n * v if s == "+" else -n * v for s, (n, v) in zip(signs, parts))
 
+    if (
+        len(pairs) > 1
+    ):  # names of arms may have commas: quoted, so that a reader can tell them apart
+        quoted = (f"{s} {n + ' * ' if n else ''}'{arm}'" for s, (n, arm) in zip(signs, pairs))
+        arms = " ".join(quoted).removeprefix("+ ")
     bounds = {"above" if sign == ">" else "below": float(bound)} if sign else {}
-    return Statement(f"{name}: {arms}", value, **bounds)
+    return Statement(f"{in_words(name)}: {arms}", value, **bounds)
+
+
+def in_words(name: str) -> str:
+    """fresh.accuracy as `accuracy (fresh problems)`; other names are words already."""
+    change, what = "change of " * name.startswith("change of "), name.removeprefix("change of ")
+    split, _, measure = what.partition(".")
+    return f"{change}{measure} ({split} problems)" if measure else name
 
 
 def rank_correlation(xs: list[float], ys: list[float]) -> float:
-    """Spearman's: the correlation of the ranks (no ties)."""
-    return float(np.corrcoef(*(np.argsort(np.argsort(v)) for v in (xs, ys)))[0, 1])
+    """Spearman's: the correlation of the ranks, equal values sharing theirs; nan of a constant."""
+
+    def ranks(values: list[float]) -> list[float]:
+        return [sum(v < w for v in values) + sum(v == w for v in values) / 2 for w in values]
+
+    if np.ptp(xs) == 0 or np.ptp(ys) == 0:
+        return math.nan
+    return float(np.corrcoef(ranks(xs), ranks(ys))[0, 1])
 
 
 def slope_and_fit(xs: list[float], ys: list[float]) -> tuple[float, float]:
@@ -161,6 +185,7 @@ RULE = FROZEN | {"context": "rule"}  # the teacher sees `rule +3`
 PLUS_MINUS = {"rules": "3", "train_operators": "+-"}
 OFF_POLICY_DENSE = {"student_frac": 0.0, "off_policy": "teacher", "loss": "forward_kl"}
 OTHER_STYLE = {"teacher": "external", "external_teacher": "other_style", "context": "none"}
+RATES = ("frozen", "EMA 0.01", "EMA 0.05", "EMA 0.2", "live")  # of a teacher, rising
 POOLS = {"1": 1, "8": 8, "64": 64, "512": 512, "endless": 0}
 CONTEXTS = (*("other_problem", "partial", "feedback", "answer", "sibling", "wrong", "solution"),)
 GAP_ARMS = {
@@ -199,6 +224,12 @@ def information(runs: Runs, contexts) -> list[float]:
     return [at(runs, "measured", "information", c, 0) for c in contexts]
 
 
+def random_information(runs: Runs, context: str) -> float:
+    """I(y;c|x) in nats of a context that is random given x: the middle of its two bounds."""
+    bounds = (at(runs, "measured", "mutual_information", context, b, 0) for b in ("below", "above"))
+    return sum(bounds) / 2
+
+
 def at(runs: Runs, arm: str, name: str, *path) -> float:
     """A number inside a list or dict that an arm has measured; nan where there was none."""
     try:
@@ -213,9 +244,12 @@ def step_up(runs: Runs, arm: str, name: str, first: int, last: int) -> float:
     return at(runs, arm, name, last) - at(runs, arm, name, first)
 
 
-def prefix_gap(runs: Runs, reader: str, i: int) -> float:
+def prefix_gap(runs: Runs, reader: str, i: int, which: str = "") -> float:
     """Accuracy from the student's prefixes minus from the reader's own, at the i-th length."""
-    own, others = (at(runs, "measured", f"{reader}_{who}_prefix", i) for who in ("own", "student"))
+    name = "{}_{}_prefix{}"
+    own, others = (
+        at(runs, "measured", name.format(reader, who, which), i) for who in ("own", "student")
+    )
     return others - own
 
 
@@ -231,7 +265,7 @@ def end_ratio(runs: Runs, name: str) -> float:
 
 def over_steps(name: str, arm: str) -> Callable[[Runs], list[float]]:
     """A curve that an arm has measured itself."""
-    return lambda runs: runs[arm][name]
+    return lambda runs: runs[arm].get(name, [])
 
 
 def spread(runs: Runs, arms) -> float:
@@ -240,10 +274,12 @@ def spread(runs: Runs, arms) -> float:
     return max(values) - min(values)
 
 
-def gap_line(runs: Runs, split: str, shift: int = 0) -> tuple[float, float]:
-    """Slope and R^2 of the gain over the initial gap; shift: of the gaps to other arms."""
-    gaps = over_arms("initial gap", GAP_ARMS)(runs)
-    gains = over_arms(f"change of {split}.accuracy", GAP_ARMS)(runs)
+def gap_line(runs: Runs, split: str, arms=tuple(GAP_ARMS), shift: int = 0) -> tuple[float, float]:
+    """Slope and R^2 of the gain over the initial gap; shift: of the gaps of other arms."""
+    gaps, gains = (
+        over_arms("initial gap", arms)(runs),
+        [quantity(runs, f"change of {split}.accuracy", arm) for arm in arms],
+    )
     return slope_and_fit(gaps[shift:] + gaps[:shift], gains)
 
 
@@ -267,10 +303,12 @@ CLAIMS = {
     ),
     "information": Claim(
         source="Kim et al. 2603.24472",
-        published="an order by argument, none < partial < answer < solution; I was not measured",
+        published="an order by argument, none < part of the solution < regenerated answer < "
+        "solution, with markers per completion 182 / 160 / 24 / 9; I itself was not measured",
         prediction="The loss of markers follows the measured I(y;c|x) over the contexts (rank "
         "correlation above 0.7), in the order none < partial < answer < solution; a context that "
-        "tells nothing of the answer suppresses nothing.",
+        "tells nothing of the answer suppresses nothing. Of contexts that are random given the "
+        "problem, a verdict tells more of the completion than a sibling does, and suppresses more.",
         arms={
             "measured": {"measure": "information"},
             **{c: SDPO | {"context": c} for c in CONTEXTS},
@@ -288,25 +326,39 @@ CLAIMS = {
             "change of fresh.markers: partial < 0",
             "fresh.markers: answer - partial < 0",
             "fresh.markers: solution - answer < 0",
+            Statement(
+                "true I(y;c|x) of random contexts (nats): a verdict minus a sibling",
+                lambda runs: (
+                    random_information(runs, "feedback") - random_information(runs, "sibling")
+                ),
+                above=0,
+            ),
+            "fresh.markers: feedback - sibling < 0",
         ],
         control="change of fresh.markers: other_problem",
         panels=[
             Panel(
-                "of the context (nats per completion)",
+                "what the context tells (nats per completion)",
                 "context",
                 list(CONTEXTS),
-                {"H(y|x) - H(y|x,c), measured": lambda runs: information(runs, CONTEXTS)},
+                {
+                    "H(y|x) - H(y|x,c)": lambda runs: information(runs, CONTEXTS),
+                    "I(y;c|x), where c is random": lambda runs: [
+                        random_information(runs, c) for c in CONTEXTS
+                    ],
+                },
+                joined=False,
             )
         ],
     ),
     "coverage": Claim(
         source="Kim et al. 2603.24472",
-        published="ahead of GRPO on pools of up to 128 problems, behind at 512; worse out of "
-        "domain",
+        published="fast and short on pools of up to 128 problems, score hurt at 512; worse out of "
+        "domain throughout",
         prediction="On endless problems self-distillation ends at least 10 points of fresh "
-        "accuracy below GRPO; on 8 problems it learns the pool faster, so that the gap turns. The "
-        "smaller the pool, the worse on fresh problems; with one type of problem the gap is "
-        "smaller. Where the marker has no function there is no such gap.",
+        "accuracy below GRPO; on 8 problems it learns the pool faster and further, so that the "
+        "gap turns. The smaller the pool, the worse on fresh problems; with one type of problem "
+        "the gap is smaller. Where the marker has no function there is no such gap.",
         arms={
             **{
                 f"{method}, {pool}": {"method": method, "train_problems": count}
@@ -324,23 +376,43 @@ CLAIMS = {
         statements=[
             "fresh.accuracy: sdpo, endless - grpo, endless < -0.1",
             "mean reward: sdpo, 8 - grpo, 8 > 0",
-            "train.accuracy: sdpo, 8 - grpo, 8 - sdpo, endless + grpo, endless > 0.1",
+            "train.accuracy: sdpo, 8 - grpo, 8 > 0",
+            "train.accuracy: sdpo, endless - grpo, endless < 0",
             "fresh.accuracy: sdpo, 1 - sdpo, endless < 0",
+            "longer.accuracy: sdpo, endless - grpo, endless < 0",
             "fresh.accuracy: sdpo, one type - grpo, one type - sdpo, endless + grpo, endless > 0.1",
         ],
         control="fresh.accuracy: sdpo, no function - grpo, no function",
-        shown=("fresh.accuracy",),
+        shown=(),
         panels=[
             Panel(
-                f"accuracy on {words} problems (fraction)",
-                "problems in the pool",
-                list(POOLS),
+                "accuracy on fresh problems of the same types (fraction)",
+                "types of problem, endless",
+                ["one", "one operator", "all"],
                 {
-                    m: over_arms(f"{split}.accuracy", [f"{m}, {p}" for p in POOLS])
+                    m: over_arms(
+                        "fresh.accuracy",
+                        [f"{m}, {t}" for t in ("one type", "one operator", "endless")],
+                    )
                     for m in ("sdpo", "grpo")
                 },
-            )
-            for split, words in (("train", "the pool's"), ("fresh", "fresh"), ("longer", "longer"))
+            ),
+            *(
+                Panel(
+                    f"accuracy on {words} problems (fraction)",
+                    "problems in the pool",
+                    list(POOLS),
+                    {
+                        m: over_arms(f"{split}.accuracy", [f"{m}, {p}" for p in POOLS])
+                        for m in ("sdpo", "grpo")
+                    },
+                )
+                for split, words in (
+                    ("train", "the pool's"),
+                    ("fresh", "fresh"),
+                    ("longer", "longer"),
+                )
+            ),
         ],
     ),
     "feedback_loop": Claim(
@@ -360,12 +432,30 @@ CLAIMS = {
         },
         statements=[
             "fresh.accuracy: live - frozen < -0.05",
-            "fresh.markers: EMA 0.05 - frozen < 0",
+            Statement(
+                "rank correlation of the rate (0, 0.01, 0.05, 0.2, live) and fresh markers",
+                lambda runs: rank_correlation(
+                    [0, 0.01, 0.05, 0.2, 1], over_arms("fresh.markers", RATES)(runs)
+                ),
+                below=0,
+            ),
             "fresh.accuracy: EMA 0.2 - frozen < 0",
             "fresh.accuracy: trust region 0.05 - live > 0.05",
         ],
         control="fresh.accuracy: live, other problem - frozen, other problem",
-        shown=("fresh.accuracy", "fresh.markers", "fresh.tokens"),
+        shown=("fresh.accuracy",),
+        panels=[
+            Panel(
+                title,
+                "teacher update rate",
+                ["0", "0.01", "0.05", "0.2", "1 (live)"],
+                {"EMA": over_arms(name, RATES)},
+            )
+            for title, name in (
+                ("markers per completion, fresh problems", "fresh.markers"),
+                ("length of completions, fresh problems (tokens)", "fresh.tokens"),
+            )
+        ],
     ),
     "sft_guided": Claim(
         source="Kim et al. 2603.24472, table 2",
@@ -418,11 +508,13 @@ CLAIMS = {
                 "KL(student || teacher) in wrong completions, last tenth / first",
                 lambda runs: end_ratio(runs, "position_reverse_kl_incorrect"),
                 below=0.5,
+                none=1,
             ),
             Statement(
                 "disagreement in wrong completions, last tenth / first",
                 lambda runs: end_ratio(runs, "position_disagreement_incorrect"),
                 below=0.5,
+                none=1,
             ),
             Statement(
                 "cosine with the reward gradient, tokens after the error minus before",
@@ -462,6 +554,18 @@ CLAIMS = {
             ),
             Panel(
                 "KL(student || teacher), nats per token",
+                "tokens since the wrong value",
+                ["before", "0-3", "4-7", "8-15", "16+"],
+                {
+                    label: lambda runs, n=name: over_steps(n, "base")(runs)[1:]  # not the 1st token
+                    for label, name in {
+                        "step wrong": "since_error_reverse_kl_forced",
+                        "same place, step right": "since_error_reverse_kl_unforced",
+                    }.items()
+                },
+            ),
+            Panel(
+                "KL(student || teacher), nats per token",
                 "relative position (fraction)",
                 [(i + 0.5) / 10 for i in range(10)],
                 {
@@ -485,11 +589,13 @@ CLAIMS = {
             },
         },
         statements=[
-            "change of fresh.markers: first / all > 0.8",
-            "change of fresh.markers: last / all < 0.2",
-            "change of train.accuracy: first / all > 0.8",
+            "change of fresh.markers: first - 0.8 * all < 0",
+            "change of fresh.markers: last - 0.2 * all > 0",
+            "change of train.accuracy: first - 0.8 * all > 0",
+            "change of fresh.markers: all < -0.2",
+            "change of train.accuracy: all > 0",
         ],
-        control="change of fresh.markers: spread / all",
+        control="change of fresh.markers: spread - 0.8 * all",
         shown=("fresh.markers", "train.accuracy", "fresh.accuracy"),
     ),
     "token_level_bias": Claim(
@@ -499,7 +605,8 @@ CLAIMS = {
         prediction="On enumerated completions the token-level gradient is off the exact "
         "sequence-KL gradient by more than a tenth of its norm, the sequence-level one by "
         "nothing; the latter is noisier, and its variance grows faster with length (exponent "
-        "larger by at least 0.5). A policy trained without the bias is not better by 5 points.",
+        "larger by at least 0.5). A policy trained without the bias is better or worse by less "
+        "than 5 points.",
         arms={
             "measured": {"measure": "estimators"},
             "token level": {"method": "sequence_kl", "discount": 0.0},
@@ -524,7 +631,7 @@ CLAIMS = {
                 above=0.5,
             ),
             "fresh.accuracy: sequence level - token level < 0.05",
-            "train.accuracy: sequence level - token level < 0.05",
+            "fresh.accuracy: sequence level - token level > -0.05",
         ],
         control="bias.sequence_level: measured",
         panels=[
@@ -549,9 +656,9 @@ CLAIMS = {
     "persona_collapse": Claim(
         source="reports collected in a post of April 2026 (second-hand)",
         published="students that end by talking about a demonstration; no rate given",
-        prediction="With demonstrations as context and a teacher that follows the student (EMA "
-        "0.05), the closing remark appears in at least 5 points more of the fresh completions; in "
-        "a world without unreliable authors it cannot.",
+        prediction="With demonstrations, or solutions, as context and a teacher that follows the "
+        "student (EMA 0.05), the closing remark appears in at least 5 points more of the fresh "
+        "completions; in a world without unreliable authors it cannot.",
         arms={
             "demonstration": {"method": "sdft", "teacher_update_rate": 0.05},
             "solution": SDPO | {"teacher_update_rate": 0.05},
@@ -577,8 +684,9 @@ CLAIMS = {
         statements=[
             "mixture farther by: reverse 4:1 > 0.02",
             "mixture farther by: forward 4:1 < -0.02",
-            "rarer rule's part: reverse 4:1 < 0.1",
-            "rarer rule's part: forward 4:1 > 0.1",
+            "rule 7 among those that add a rule: reverse 4:1 < 0.1",
+            "rule 7 among those that add a rule: forward 4:1 > 0.1",
+            "rule 7 among those that add a rule: forward 1:1 > 0.35",
         ],
         control="mixture farther by: one rule",
         shown=(),
@@ -614,8 +722,8 @@ CLAIMS = {
             "shared": RULE | {"measure": "rules", "rules": "3"},
             "drawn per problem": MIXED["reverse 1:1"],
         },
-        statements=["share of the teacher's accuracy: shared > 0.7"],
-        control="share of the teacher's accuracy: drawn per problem",
+        statements=["accuracy of the student / of its teacher: shared > 0.7"],
+        control="accuracy of the student / of its teacher: drawn per problem",
         shown=("fresh.accuracy", "train.accuracy"),
     ),
     "transfer": Claim(
@@ -629,6 +737,7 @@ CLAIMS = {
             "dense, off-policy": RULE | OFF_POLICY_DENSE | PLUS_MINUS,
             "sparse, on-policy": GRPO | PLUS_MINUS | {"context": "none"},
             "sparse, off-policy": SFT | PLUS_MINUS | {"context": "rule"},
+            "dense, on-policy, forward KL": RULE | PLUS_MINUS | {"loss": "forward_kl"},
         },
         statements=[
             "change of new_operators.accuracy: dense, on-policy > 0.2",
@@ -653,12 +762,12 @@ CLAIMS = {
         prediction="From three quarters of the student's completion the teacher is right at least "
         "5 points less often than from its own, and the gap grows from a quarter to three "
         "quarters; a teacher of another style loses 10 points. Trained on-policy by it, a raw "
-        "student stays 10 points of fresh accuracy below one that imitates its samples. Without a "
-        "prefix no gap.",
+        "student stays 10 points of fresh accuracy below one that imitates its samples. Where "
+        "both write step by step, half of the gap at most remains.",
         arms={
             "measured": {"measure": "prefixes"} | FROZEN | OTHER_STYLE,
-            "on-policy": STEPWISE["other style, reverse"],
-            "off-policy": FROZEN | OTHER_STYLE | OFF_POLICY_DENSE,
+            "on-policy": STEPWISE["other style, forward"],
+            "off-policy": STEPWISE["other style, forward"] | OFF_POLICY_DENSE,
         },
         statements=[
             Statement(
@@ -679,8 +788,8 @@ CLAIMS = {
             "fresh.accuracy: on-policy - off-policy < -0.1",
         ],
         control=Statement(
-            "teacher with solution, no prefix: the same difference",
-            lambda runs: prefix_gap(runs, "teacher", 0),
+            "the same where both write step by step, so that only the student's errors differ",
+            lambda runs: prefix_gap(runs, "teacher", 3, "_steps"),
         ),
         shown=("fresh.accuracy",),
         panels=[
@@ -741,11 +850,13 @@ CLAIMS = {
             "adapted": {"method": "rlvr_teacher"},
             "unadapted": FROZEN | {"steps": 160},
             "adapted for one step": {"method": "rlvr_teacher", "adapt_steps": 1},
+            "larger": STEPWISE["larger, reverse"],
         },
         statements=[
             "fresh.accuracy: adapted - unadapted > 0",
             "train.accuracy: adapted - unadapted > 0",
-            "teacher.accuracy: adapted - unadapted > 0",
+            "initial teacher accuracy: adapted - unadapted > 0",
+            "fresh.accuracy: adapted - larger > 0",
         ],
         control="fresh.accuracy: adapted for one step - unadapted",
     ),
@@ -771,8 +882,7 @@ CLAIMS = {
     "dense_is_fast": Claim(
         source="Huebotter et al. 2601.20802; the discussion of dense and sparse, biased and "
         "unbiased",
-        published="the accuracy of GRPO with 4 to 10 times fewer generations; no signal-to-noise "
-        "ratios",
+        published="the accuracy of GRPO with 4 times fewer generations; no signal-to-noise ratios",
         prediction="On pools of 8 and of 64 problems self-distillation needs fewer generations "
         "than GRPO until a batch is right to 90 %. A gradient estimate of self-distillation has "
         "the higher signal-to-noise ratio, and the lower cosine to the gradient of the reward. On "
@@ -786,8 +896,8 @@ CLAIMS = {
             "measured": {"measure": "signal"},
         },
         statements=[
-            "generations to 0.9: grpo, 8 / sdpo, 8 > 1",
-            "generations to 0.9: grpo, 64 / sdpo, 64 > 1",
+            "log2 of the generations to 0.9: grpo, 8 - sdpo, 8 > 0",
+            "log2 of the generations to 0.9: grpo, 64 - sdpo, 64 > 0",
             Statement(
                 "signal-to-noise ratio of a batch's gradient, sdpo minus grpo",
                 lambda runs: at(runs, "measured", "snr.sdpo") - at(runs, "measured", "snr.grpo"),
@@ -801,13 +911,13 @@ CLAIMS = {
                 below=0,
             ),
         ],
-        control="generations to 0.9: grpo, endless / sdpo, endless",
+        control="log2 of the generations to 0.9: grpo, endless - sdpo, endless",
         shown=(),
         panels=[
             Panel(
                 f"reward of the training batches, pool of {pool} (fraction)",
                 "completions sampled",
-                [64, *range(320, 6401, 320)],
+                lambda runs, arm=f"sdpo, {pool}": runs[arm]["curve.generations"],
                 {m: over_steps("curve.reward", f"{m}, {pool}") for m in ("sdpo", "grpo")},
             )
             for pool in ("8", "64")
@@ -832,7 +942,8 @@ CLAIMS = {
     ),
     "other_problem": Claim(
         source="OP2SD 2608.09228",
-        published="another problem's solution 55.4 / 31.5 / 55.8, the right one 55.4 / 30.8 / 45.0",
+        published="AIME24 avg@12 at 1.7B, 4B, 8B: another problem's solution 55.4, 31.5, 55.8, "
+        "the right one 55.4, 30.8, 45.0, before 49.9, 23.2, 28.5",
         prediction="Shown another problem's solution the teacher teaches nearly as well as with "
         "the right one: at most 5 points lower on the pool, not lower on fresh problems, which it "
         "improves. A wrong solution does not do.",
@@ -859,11 +970,18 @@ CLAIMS = {
         statements=[
             Statement("slope on the pool", lambda runs: gap_line(runs, "train")[0], above=0),
             Statement("R^2 on the pool", lambda runs: gap_line(runs, "train")[1], above=0.5),
+            Statement(
+                "slope on the pool, contexts of one world that do not lie",
+                lambda runs: gap_line(runs, "train", [c for c in CONTEXTS if c != "wrong"])[0],
+                above=0,
+            ),
             Statement("slope on fresh problems", lambda runs: gap_line(runs, "fresh")[0], above=0),
         ],
         control=Statement(
-            "slope on the pool with the gaps of other arms",
-            lambda runs: gap_line(runs, "train", shift=4)[0],
+            "slope on the pool with the gaps of other arms, mean over all rotations",
+            lambda runs: float(
+                np.mean([gap_line(runs, "train", shift=i)[0] for i in range(1, len(GAP_ARMS))])
+            ),
         ),
         shown=("train.accuracy", "fresh.accuracy"),
     ),
@@ -893,8 +1011,8 @@ CLAIMS = {
         panels=[
             Panel(
                 "reward of the training batches (fraction)",
-                "logged batch (the 1st, then every 5th)",
-                list(range(21)),
+                "completions sampled",
+                lambda runs: runs["full"]["curve.generations"],
                 {
                     arm: over_steps("curve.reward", arm)
                     for arm in ("full", "sampled", "averaged", "grpo")
@@ -928,23 +1046,31 @@ CLAIMS = {
 # 3. Verdicts --------------------------------------------------------------------------------------
 
 
-def verdict(values: list[float], *, above: float | None = None, below: float | None = None) -> dict:
+def verdict(
+    values: list[float], *, above: float | None = None, below: float | None = None, none: float = 0
+) -> dict:
     """Mean, 95 % interval over seeds and the verdict on `mean > above`, or on `mean < below`.
 
     reproduced: the whole interval is beyond the bound. opposite: the whole interval is on the other
-    side both of the bound and of 0. not reproduced: all else. Fewer than MIN_SEEDS: no verdict.
+    side both of the bound and of `none`, what it would be without any effect (a norm or a spread
+    has no other side). not reproduced: all else. too few seeds: less than MIN_SEEDS. not measured:
+    a value is not finite, as after a run that failed.
     """
     if (above is None) == (below is None):
         raise ValueError(f"above {above}, below {below}; allowed: exactly one of them")
+    if not np.isfinite(values).all():
+        return {"mean": None, "low": None, "high": None, "n": len(values)} | {
+            "verdict": "not measured"
+        }
     result = mean_and_interval(values)
-    sign, bound = (1, above) if below is None else (-1, -below)
     if result["n"] < MIN_SEEDS:
         return result | {"verdict": "too few seeds"}
+    sign, bound = (1, above) if below is None else (-1, -below)
     low, high = sorted((sign * result["low"], sign * result["high"]))
     words = "not reproduced"
     if low > bound:
         words = "reproduced"
-    elif high < min(0.0, bound):
+    elif high < min(sign * none, bound):
         words = "opposite"
     return result | {"verdict": words}
 
@@ -952,32 +1078,39 @@ def verdict(values: list[float], *, above: float | None = None, below: float | N
 def judge(claim: Claim, runs: list[Runs]) -> dict:
     """All statements, the control and the verdict of a claim, from the runs of every seed.
 
-    reproduced: every statement is, and the control removes the effect: it fails the bound of the
-    first statement, and the effect is larger, seed by seed. opposite: the first statement is.
+    reproduced: every statement is, and the control removes the effect. opposite: the first
+    statement is. too few seeds, or not measured: a statement is. not reproduced: all else.
     """
     first, control = statement(claim.statements[0]), statement(claim.control)
     results = [judged(statement(s), runs) for s in claim.statements]
-    bound = {"above": first.above, "below": first.below}
-    control = judged(dataclasses.replace(control, **bound), runs)
-    sign = 1 if first.below is None else -1
-    pairs = zip(results[0]["values"], control["values"])
-    larger = verdict([sign * (effect - rest) for effect, rest in pairs], above=0.0)
-    passes = control["verdict"] == "reproduced"
-    control["removes_effect"] = larger["verdict"] == "reproduced" and not passes
+    control = judged(dataclasses.replace(control, above=first.above, below=first.below), runs)
+    control["removes_effect"] = removes(first, results[0]["values"], control["values"])
+    control = {k: v for k, v in control.items() if k not in ("verdict", "above", "below")}
     verdicts = [r["verdict"] for r in results]
-    if "too few seeds" in verdicts:
-        total = "too few seeds"
-    elif verdicts[0] == "opposite":
+    total = "not reproduced"
+    for without in ("too few seeds", "not measured"):
+        total = without if without in verdicts else total
+    if verdicts[0] == "opposite":
         total = "opposite"
-    else:
-        held = set(verdicts) == {"reproduced"} and control["removes_effect"]
-        total = "reproduced" if held else "not reproduced"
+    elif set(verdicts) == {"reproduced"} and control["removes_effect"]:
+        total = "reproduced"
     return {"verdict": total, "statements": results, "control": control}
 
 
 def judged(s: Statement, runs: list[Runs]) -> dict:
+    """A statement with its value of every seed, their mean and interval, and its verdict."""
     values, bound = [float(s.value(r)) for r in runs], {"above": s.above, "below": s.below}
-    return {"words": s.words, **bound, "values": values, **verdict(values, **bound)}
+    return {"words": s.words, **bound, "values": values, **verdict(values, **bound, none=s.none)}
+
+
+def removes(first: Statement, effects: list[float], rests: list[float]) -> bool:
+    """Whether less than half of the effect is left in the control, seed by seed with its interval,
+    and too little to reach the bound."""
+    sign = 1 if first.below is None else -1
+    pairs = [(sign * (e - first.none), sign * (r - first.none)) for e, r in zip(effects, rests)]
+    less = verdict([effect - 2 * rest for effect, rest in pairs], above=0.0)
+    reaches = verdict(rests, above=first.above, below=first.below)
+    return less["verdict"] == "reproduced" and reaches["verdict"] != "reproduced"
 
 
 # 4. Running, and keeping what has run -------------------------------------------------------------
@@ -1013,7 +1146,10 @@ def run_arm(job: tuple[str, TrainConfig]) -> dict[str, Any]:
         return json.loads(path.read_text())
     measure, config = job
     start = time.perf_counter()
-    numbers = MEASUREMENTS[measure](config)
+    try:
+        numbers = MEASUREMENTS[measure](config)
+    except minisd.NonFiniteError as error:  # a result as well: its statements are not measured
+        numbers = {"failed": str(error)}
     numbers["seconds"] = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, numbers)
@@ -1050,12 +1186,11 @@ def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) ->
     for name in names:
         claim = CLAIMS[name]
         by_seed = [{arm: run_arm(jobs[name, arm, seed]) for arm in claim.arms} for seed in seeds]
-        codes = {code_of(MEASUREMENTS[jobs[name, arm, seeds[0]][0]])[0] for arm in claim.arms}
         rows[name] = {
             **{"source": claim.source, "published": claim.published},
             **{"prediction": claim.prediction, "seeds": seeds, "flags": flags},
             **judge(claim, by_seed),
-            **{"comment": claim.comment, "code": sorted(codes)},
+            **{"comment": claim.comment, "code": codes(claim)},
             "core_seconds": sum(numbers["seconds"] for r in by_seed for numbers in r.values()),
             "arms": {arm: {"settings": s} for arm, s in claim.arms.items()},
         }
@@ -1064,13 +1199,21 @@ def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) ->
     return rows
 
 
+def codes(claim: Claim) -> list[str]:
+    """Hashes of the code of all that the arms of a claim measure."""
+    measures = {arm.get("measure", "training") for arm in claim.arms.values()}
+    return sorted(code_of(MEASUREMENTS[measure])[0] for measure in measures)
+
+
 def rounded(value):
-    """Floats anywhere inside with five significant digits: what a file for readers needs."""
+    """Floats anywhere inside with five significant digits; None, which JSON has, for nan."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
         return [rounded(v) for v in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
 
 
 def main_claims(names: list[str], flags: dict) -> None:
@@ -1086,77 +1229,104 @@ def main_claims(names: list[str], flags: dict) -> None:
     known = read_claims(folder)
     rows = run_claims(names, flags, list(range(first, first + seeds)), workers)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, row in rows.items():
+    kept = {name: (known | rows)[name] for name in CLAIMS if name in known | rows}
+    write_json(folder / "claims.json", rounded(kept))
+    write_atomically(folder / "claims.md", lambda p: p.write_text(claims_markdown(kept)))
+    for name, row in progress(rows.items(), "pictures"):
         draw_claim(folder / f"claim-{name}.png", name, row)
+    for name, row in rows.items():
         print(f"\n{claim_text(name, row)}")
-    rows = known | rows
-    rows = {name: rows[name] for name in CLAIMS if name in rows}
-    write_json(folder / "claims.json", rows)
-    write_atomically(folder / "claims.md", lambda p: p.write_text(claims_markdown(rows)))
     print(f"\nwritten: {folder / 'claims.json'}, {folder / 'claims.md'}, claim-<name>.png")
     print(f"{time.perf_counter() - start:.0f} seconds")
 
 
 def read_claims(folder: Path) -> dict[str, dict]:
-    """The rows of earlier calls. Raises ValueError if claims.json is none of ours."""
+    """The rows of earlier calls. Raises ValueError if claims.json is none of this version."""
     path = folder / "claims.json"
     if not path.exists():
         return {}
     try:
         rows = json.loads(path.read_text())
-        return {name: rows[name] | {"verdict": rows[name]["verdict"]} for name in rows}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"--out_dir: {str(path)!r} has no claims; allowed: another") from None
+        claims_markdown(rows)  # it looks at all that a row must have
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"--out_dir: {str(path)!r} has no claims of this version; allowed: another folder"
+        ) from None
+    return rows
 
 
 # 5. What a person sees: tables and pictures -------------------------------------------------------
 
 
 def interval_text(r: dict) -> str:
-    spread = "" if r["low"] is None else f" [{r['low']:.2f}, {r['high']:.2f}]"
-    return f"{r['mean']:.2f}{spread}"
+    """Mean and interval, such as -0.31 [-0.35, -0.27]."""
+    if r["mean"] is None:
+        return "-"
+    spread = "" if r["low"] is None else f" [{r['low']:.3g}, {r['high']:.3g}]"
+    return f"{r['mean']:.3g}{spread}"
+
+
+def bound_text(r: dict) -> str:
+    """What was predicted, such as < -0.1."""
+    return f"> {r['above']:g}" if r["below"] is None else f"< {r['below']:g}"
 
 
 def claim_text(name: str, row: dict) -> str:
     """A judged claim for the terminal."""
     lines = [f"{name}: {row['verdict'].upper()}   ({row['source']})"]
-    lines += textwrap.wrap(f"Predicted: {row['prediction']}", 100, initial_indent="  ")
+    for what, text in (
+        ("Published: ", row["published"]),
+        ("Predicted: ", row["prediction"]),
+        ("", row["comment"]),
+    ):
+        lines += textwrap.wrap(what + text, 98, initial_indent="  ", subsequent_indent="  ")
     for s in row["statements"]:
-        bound = f"> {s['above']:g}" if s["below"] is None else f"< {s['below']:g}"
-        lines.append(f"  {s['verdict']:15}{interval_text(s):>22}  ({bound})  {s['words']}")
+        lines.append(f"  {s['verdict']:15}{interval_text(s):>25}  ({bound_text(s)})  {s['words']}")
     c = row["control"]
-    held = "removes it" if c["removes_effect"] else "remains"
-    lines.append(f"  control: {held:6}{interval_text(c):>22}  {c['words']}")
-    if row["comment"]:
-        lines += textwrap.wrap(row["comment"], 100, initial_indent="  ", subsequent_indent="  ")
+    held = "gone in control" if c["removes_effect"] else "not gone in ctl"
+    lines.append(f"  {held:15}{interval_text(c):>25}  {c['words']}")
     return "\n".join(lines)
 
 
-def claims_markdown(rows: dict[str, dict]) -> str:
-    """The table of all claims, as it stands in the README, and every statement below it."""
-    lines = ["| claim | verdict | effect, predicted | control | source |", "|---" * 5 + "|"]
+def claims_table(rows: dict[str, dict]) -> str:
+    """One line a claim in Markdown, as it stands in the README."""
+    lines = ["| claim | verdict | the effect: measured, predicted | control |", "|---" * 4 + "|"]
     for name, row in rows.items():
         s, c = row["statements"][0], row["control"]
-        bound = f"> {s['above']:g}" if s["below"] is None else f"< {s['below']:g}"
         held = sum(r["verdict"] == "reproduced" for r in row["statements"])
-        count = f"{held} of {len(row['statements'])} statements"
-        removed = "removes it" if c["removes_effect"] else "does not remove it"
         lines.append(
-            f"| `{name}` | **{row['verdict']}**, {count} "
-            f"| {s['words']}: {interval_text(s)}, {bound} "
-            f"| {c['words']}: {interval_text(c)}, {removed} | {row['source']} |"
+            f"| `{name}`: {row['source']} "
+            f"| **{row['verdict']}**{older(name, row)}; {held} of {len(row['statements'])} parts "
+            f"| {s['words']}: {interval_text(s)}, {bound_text(s)} "
+            f"| {c['words']}: {interval_text(c)}, {'removes' if c['removes_effect'] else 'keeps'} "
+            "the effect |"
         )
+    return "\n".join(lines)
+
+
+def older(name: str, row: dict) -> str:
+    """A mark of rows whose numbers come from another version of the code than this one."""
+    return "" if row["code"] == codes(CLAIMS[name]) else " (older code)"
+
+
+def claims_markdown(rows: dict[str, dict]) -> str:
+    """The table of all claims, and every statement below it."""
+    lines = ["# Claims", "", claims_table(rows)]
     for name, row in rows.items():
         lines += ["", f"## {name}: {row['verdict']}", "", f"![{name}](claim-{name}.png)", ""]
-        lines += [f"Source: {row['source']}. Published: {row['published']}", ""]
+        lines += [f"Source: {row['source']}. Published: {row['published']}.", ""]
         lines += [f"Predicted before the runs: {row['prediction']}", ""]
         for s in row["statements"]:
-            bound = f"above {s['above']:g}" if s["below"] is None else f"below {s['below']:g}"
-            lines.append(f"- {s['verdict']}: {s['words']}: {interval_text(s)}, predicted {bound}")
-        lines.append(f"- control: {row['control']['words']}: {interval_text(row['control'])}")
+            text = f"{s['words']}: {interval_text(s)}, predicted {bound_text(s)}"
+            lines.append(f"- {s['verdict']}: {text}")
+        c = row["control"]
+        removes = "removes the effect" if c["removes_effect"] else "does not remove the effect"
+        lines.append(f"- control, {removes}: {c['words']}: {interval_text(c)}")
         lines += ["", row["comment"]] if row["comment"] else []
+        flags = "".join(f" --{k} {v}" for k, v in row["flags"].items())
         seeds = f"--seed {row['seeds'][0]} --seeds {len(row['seeds'])}"
-        lines += ["", f"    python train_gpt.py --claim {name} {seeds}"]
+        lines += ["", f"    python train_gpt.py --claim {name} {seeds}{flags}", ""]
+        lines += [f"{row['core_seconds']:.0f} seconds of one core, without base models."]
     return "\n".join(lines) + "\n"
 
 
@@ -1166,7 +1336,7 @@ def draw_claim(path: Path, name: str, row: dict) -> None:
 
     claim = CLAIMS[name]
     runs = [{arm: a["runs"][i] for arm, a in row["arms"].items()} for i in range(len(row["seeds"]))]
-    trained = [arm for arm, r in runs[0].items() if "after.fresh.accuracy" in r]
+    trained = [arm for arm in claim.arms if "measure" not in claim.arms[arm]]
     shown = claim.shown if trained else ()
     columns, count = len(shown) + len(claim.panels), len(row["statements"]) + 1
     width = 4.2 * columns + 6
@@ -1202,15 +1372,20 @@ def draw_statement(axes, result: dict) -> None:
     control = bound is None
     colour = "0.4" if control else VERDICT_COLOURS.get(result["verdict"], "tab:blue")
     half = 0 if result["low"] is None else result["high"] - result["mean"]
-    axes.errorbar(result["mean"], 0, xerr=half, fmt="o", capsize=4, color=colour)
+    if result["mean"] is not None:
+        axes.errorbar(result["mean"], 0, xerr=half, fmt="o", capsize=4, color=colour)
     axes.plot(result["values"], [-0.35] * len(result["values"]), ".", color=colour, alpha=0.5)
     axes.axvline(0, color="0.7", lw=0.8)
     if not control:
         low, high = axes.get_xlim()
-        low, high = min(low, bound - 0.05 * abs(bound)), max(high, bound + 0.05 * abs(bound))
+        low, high = min(low, bound), max(high, bound)
+        low, high = low - 0.15 * (high - low), high + 0.15 * (high - low)
         axes.axvspan(*((bound, high) if result["below"] is None else (low, bound)), alpha=0.12)
         axes.set_xlim(low, high)
-    words = f"control: {result['words']}" if control else f"{result['verdict']}: {result['words']}"
+    said = result.get("verdict") or (
+        "control, effect gone" if result["removes_effect"] else "control, effect not gone"
+    )
+    words = f"{said}: {result['words']}"
     axes.set_title(textwrap.fill(words, 78), fontsize=8, loc="left", color=colour)
     axes.set(yticks=[], ylim=(-0.7, 0.5))
     axes.tick_params(labelsize=8)
@@ -1221,13 +1396,14 @@ def draw_arms(axes, what: str, arms: list[str], runs: list[Runs], labelled: bool
     split, _, heading = what.partition(".")
     words = {heading: words for words, heading in MEASURES.values()}
     for y, arm in enumerate(arms):
-        values = [r[arm][f"after.{what}"] for r in runs]
+        values = [quantity(r, what, arm) for r in runs]
+        before = float(np.mean([r[arm].get(f"before.{what}", math.nan) for r in runs]))
+        axes.plot([before] * 2, [y - 0.35, y + 0.35], color="0.4", lw=1.2)
         m = mean_and_interval(values)
         half = 0 if m["low"] is None else m["high"] - m["mean"]
         axes.errorbar(m["mean"], y, xerr=half, fmt="o", capsize=3, color="tab:blue")
         axes.plot(values, [y] * len(values), ".", color="tab:blue", alpha=0.35)
-    before = float(np.mean([r[arms[0]][f"before.{what}"] for r in runs]))
-    axes.axvline(before, color="0.4", ls="--", lw=1, label="before training")
+    axes.plot([], [], color="0.4", lw=1.2, label="before training")
     axes.set_yticks(range(len(arms)), arms if labelled else [""] * len(arms), fontsize=8)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_title(f"{split} problems:\n{words[heading]}", fontsize=9)
@@ -1239,8 +1415,9 @@ def draw_arms(axes, what: str, arms: list[str], runs: list[Runs], labelled: bool
 
 def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
     """Curves with their 95 % intervals over seeds."""
-    numeric = not any(isinstance(x, str) for x in panel.x)
-    x = panel.x if numeric else list(range(len(panel.x)))
+    labels = panel.x(runs[0]) if callable(panel.x) else panel.x
+    numeric = not any(isinstance(x, str) for x in labels)
+    x = labels if numeric else list(range(len(labels)))
     for i, (label, curve) in enumerate(panel.curves.items()):
         by_seed = [[math.nan if y is None else y for y in curve(r)] for r in runs]
         points = [mean_and_interval(list(values)) for values in zip(*by_seed)]
@@ -1255,7 +1432,7 @@ def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
             beside = [place + 0.1 * i for place in x[: len(means)]]
             axes.errorbar(beside, means, yerr=half, fmt="o", capsize=4, label=label)
     if not numeric:
-        axes.set_xticks(x, panel.x, rotation=30 * (len(x) > 5))
+        axes.set_xticks(x, labels, rotation=30 * (len(x) > 5))
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.grid(alpha=0.3)

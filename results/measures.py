@@ -29,6 +29,7 @@ from train_gpt import (
     base_model,
     collect,
     distillation_values,
+    evaluate,
     evaluate_all,
     evaluate_teacher,
     initial_model,
@@ -52,6 +53,7 @@ def measure_training(config: TrainConfig) -> dict[str, Any]:
 
 
 def train_and_measure(config: TrainConfig) -> tuple[dict[str, Any], Task, GPT]:
+    """The numbers of `measure_training`, the task, and the student as it has become."""
     student, _, _ = initial_model(config)
     task = make_task(config)
     before = evaluate_all(config, task, student, Teacher("live", student))
@@ -62,8 +64,9 @@ def train_and_measure(config: TrainConfig) -> tuple[dict[str, Any], Task, GPT]:
     log = Log(None, quiet=True, rows=[])
     post_train(config, task, student, teacher, log)
     results = {"before": before, "after": evaluate_all(config, task, student, teacher)}
-    numbers: dict[str, Any] = {"teacher.accuracy": at_start.means["accuracy_frac"]}
-    numbers["initial gap"] = numbers["teacher.accuracy"] - before["train"].means["accuracy_frac"]
+    accuracy = at_start.means["accuracy_frac"]
+    numbers: dict[str, Any] = {"initial teacher accuracy": accuracy}
+    numbers["initial gap"] = accuracy - before["train"].means["accuracy_frac"]
     for when, splits in results.items():
         for split, evaluation in splits.items():
             for name, (_, heading) in MEASURES.items():
@@ -90,6 +93,10 @@ def measure_rules(config: TrainConfig) -> dict[str, Any]:
     """
     numbers, task, student = train_and_measure(config)
     teacher = initial_model(config)[0]
+    aided = evaluate(config, task, teacher, "fresh", context="rule").means["accuracy_frac"]
+    numbers["accuracy of the student / of its teacher"] = ratio(
+        numbers["after.fresh.accuracy"], aided
+    )
     rng = random.Random(f"rules-{config.seed}")
     examples = task.evaluation("fresh", config.eval_problems, rng)
     device = next(student.parameters()).device
@@ -102,9 +109,7 @@ def measure_rules(config: TrainConfig) -> dict[str, Any]:
         hits = [a == (e.problem.values[-1] + rule) % 10 for a, e in zip(answers, examples)]
         numbers[f"share of {rule}"] = float(np.mean(hits))
     shares = [numbers[f"share of {rule}"] for rule in odds]
-    numbers["rarer rule's part"] = shares[-1] / max(sum(shares), 1e-9)
-    kept = numbers["after.fresh.accuracy"] / max(numbers["teacher.accuracy"], 1e-9)
-    numbers["share of the teacher's accuracy"] = kept
+    numbers["rule 7 among those that add a rule"] = ratio(shares[-1], sum(shares))
     with torch.no_grad():
         p = minisd.log_softmax(completion_logits(student, prompts, completions)).exp()  # (N, V)
         log_q = []
@@ -124,6 +129,11 @@ def measure_rules(config: TrainConfig) -> dict[str, Any]:
         numbers["distance to mixture"] - numbers["distance to geometric mean"]
     )
     return numbers
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole; None, for not measured, of nothing."""
+    return part / whole if whole else None
 
 
 def completion_logits(model: GPT, prompts: Prompts, completions: Completions) -> Tensor:
@@ -868,16 +878,18 @@ def measure_long_variance(
     return results
 
 
+# By themselves, so that another row of the method table does not change the name of a result.
+METHOD_ROWS = {m: METHODS[m].settings for m in ("sft", "grpo", "dr_grpo", "sdpo")}
 REWARD_BATCHES, REWARD_COMPLETIONS = 4, 1024  # the policy gradient that counts as the true one
 SIGNAL_BATCHES, SIGNAL_COMPLETIONS = 16, 64  # of every method
 
 
 def with_row(config: TrainConfig, method: str, changes: dict) -> TrainConfig:
     """The settings with another method's row, whatever the rows of other methods had set."""
-    named = {name for row in METHODS.values() for name in row.settings}
+    named = {name for row in METHOD_ROWS.values() for name in row}
     defaults = {name: getattr(TrainConfig, name) for name in named}
     return dataclasses.replace(
-        config, **(defaults | METHODS[method].settings | {"method": method} | changes)
+        config, **(defaults | METHOD_ROWS[method] | {"method": method} | changes)
     )
 
 
