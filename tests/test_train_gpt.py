@@ -36,7 +36,7 @@ def without_pictures(monkeypatch):
 
 def easy_config(cache_dir, method="sdpo", **flags) -> TrainConfig:
     """A run of seconds on a base model that has learned the easy world."""
-    flags = {"steps": 20, "batch_size": 64, "eval_problems": 64, "eval_every": 20} | flags
+    flags = {"steps": 12, "batch_size": 64, "eval_problems": 32, "eval_every": 12} | flags
     flags = {
         "max_new_tokens": 24,
         "pretrain_steps": 100,
@@ -84,7 +84,7 @@ def test_every_method_changes_what_it_should(method, cache_dir, tmp_path):
 @pytest.mark.parametrize("method", ["gkd", "opd"])
 def test_a_larger_teacher_is_approached(method, cache_dir):
     """Catches distillation that does not see the larger teacher, or moves away from it."""
-    config = easy_config(cache_dir, method, pretrain_steps=30)
+    config = easy_config(cache_dir, method, steps=20, pretrain_steps=30)
     student, _ = train_gpt.base_model(config)
     task = train_gpt.make_task(config)
     teacher = train_gpt.make_teacher(config, task, student)
@@ -101,7 +101,8 @@ def test_a_larger_teacher_is_approached(method, cache_dir):
 def test_a_teacher_adapted_by_reward_beats_the_unadapted_one(cache_dir, tmp_path):
     """Catches an adaptation that does not show the context to the model, or trains another copy."""
     config = easy_config(
-        cache_dir, "rlvr_teacher", context="answer", adapt_steps=20, out_dir=str(tmp_path / "run")
+        *(cache_dir, "rlvr_teacher"),
+        **{"context": "answer", "steps": 1, "out_dir": str(tmp_path / "run")},
     )
     accuracy = train_gpt.run(config, quiet=True)["teacher_accuracy_frac"]
     assert accuracy["before"] > accuracy["unadapted"] + 0.01, accuracy
@@ -353,8 +354,10 @@ def test_an_external_teacher_is_the_checkpoint_that_is_named(cache_dir, tmp_path
     assert not torch.equal(student.head.weight, saved["head.weight"])
 
 
-def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path):
-    """Catches an interval over completions instead of seeds, and workers that change numbers."""
+def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path, monkeypatch):
+    """Catches an interval over completions instead of seeds, and jobs that no worker can take."""
+    pool = train_gpt.ProcessPoolExecutor  # of one worker: a second one costs more than the runs
+    monkeypatch.setattr(train_gpt, "ProcessPoolExecutor", lambda n, *a, **kw: pool(1, *a, **kw))
     flags = dataclasses.asdict(quick_config(cache_dir, tmp_path, steps=1))
     keep = ("steps", "batch_size", "group_size", "max_new_tokens", "pretrain_steps")
     keep += ("eval_problems", "world", "cache_dir", "train_problems")
