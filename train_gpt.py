@@ -1219,6 +1219,8 @@ def clipped_norm(config: TrainConfig, student: GPT, loss: Tensor) -> Tensor:
 
 def guilty_rows(config: TrainConfig, state: TrainState, batch: Batch) -> str:
     """Which rows of the batch have no finite loss or gradient of their own, in words."""
+    if processes() > 1:  # those whose own rows are finite would not take part, and wait for ever
+        return "to see in which rows, go on in one process"
     weights, guilty = loss_weights(config, batch), []
     for i, row in enumerate(torch.arange(len(batch.texts), device=batch.rewards.device).split(1)):
         state.optimizer.zero_grad(set_to_none=True)
@@ -1385,7 +1387,8 @@ def run(config: TrainConfig, quiet: bool = False, resume: bool = False) -> dict:
     folder = config.folder
     if finished := on_first(lambda: finished_run(folder, config, resume)):
         return finished
-    with alone_in(folder) if is_first() else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        on_first(lambda: held.enter_context(alone_in(folder)))
         if (folder / "summary.json").exists():  # written by another process since
             return json.loads((folder / "summary.json").read_text())
         return train(config, quiet)
@@ -1563,7 +1566,7 @@ def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dic
         if not resume:
             raise ValueError(
                 f"--out_dir: {str(folder)!r} holds this run, unfinished; to go on: "
-                f"python train_gpt.py --resume {folder}; to start over, delete that folder"
+                f"{resume_command(folder)}; to start over, delete that folder"
             )
     return None
 
@@ -1667,21 +1670,28 @@ def last_checkpoint(config: TrainConfig) -> dict | None:
     """The newest whole checkpoint of the run's folder; None if there is none at all.
 
     A damaged or foreign one is named and set aside. Raises ValueError if no other one is whole.
+    The first process chooses, so that none goes on from another one.
     """
-    refused = []
-    for path in checkpoint_files(config.folder):
-        try:
-            saved = read_checkpoint(path, config)
-        except ValueError as error:
-            refused.append((path, error))
-            continue
-        for other, error in refused if is_first() else ():
-            other.rename(other.with_suffix(".refused"))
-            print(f"warning: {error}; the one before it is used: {path.name}", file=sys.stderr)
-        return saved
-    if refused:
-        raise ValueError(f"--resume: {refused[0][1]}, and no other checkpoint is whole")
-    return None
+    read = {}
+
+    def choose() -> Path | None:
+        refused = []
+        for path in checkpoint_files(config.folder):
+            try:
+                read[path] = read_checkpoint(path, config)
+            except ValueError as error:
+                refused.append((path, error))
+                continue
+            for other, error in refused:
+                other.rename(other.with_suffix(".refused"))
+                print(f"warning: {error}; the one before it is used: {path.name}", file=sys.stderr)
+            return path
+        if refused:
+            raise ValueError(f"--resume: {refused[0][1]}, and no other checkpoint is whole")
+        return None
+
+    path = on_first(choose)
+    return path and (read.get(path) or read_checkpoint(path, config))
 
 
 def read_checkpoint(path: Path, config: TrainConfig) -> dict:
@@ -1690,7 +1700,8 @@ def read_checkpoint(path: Path, config: TrainConfig) -> dict:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # the checksums, which torch.load does not look at
                 raise EOFError
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        # Of several processes, those of one machine share the file's pages in memory.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=processes() > 1)
         foreign = saved["settings"] != run_settings(config)
         _ = saved["training"]["step"]
     except UNREADABLE:
@@ -1754,11 +1765,14 @@ def stop_at_once(number: int, frame) -> None:
 
 @contextlib.contextmanager
 def deferred_signals():
-    """Yields a list that receives the first signal's number; a second one stops at once."""
+    """Yields a list that receives the first signal's number; a second one stops at once.
+
+    Not so in several processes: torchrun passes on what a scheduler may have sent to all already.
+    """
     received = []
 
     def receive(number: int, frame) -> None:
-        if received:
+        if received and processes() == 1:
             raise Interrupted(number)
         received.append(number)
 
@@ -2574,6 +2588,7 @@ def describe(c: TrainConfig) -> tuple[str, str, str, str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     flags = vars(make_parser().parse_args(arguments))
+    is_speaker = os.environ.get("RANK", "0") == "0"
     try:
         if broken := [name for name, value in flags.items() if value == []]:
             raise ValueError(f"--{broken[0]}: '--'; allowed: a value")  # argparse lets it through
@@ -2615,13 +2630,19 @@ def main(arguments: list[str] | None = None) -> None:
             config = method_config(flags)
             with process_group(config):
                 main_run(config)
-    except (ValueError, OSError) as error:
-        if int(os.environ.get("RANK", 0)) > 0:
-            time.sleep(5)  # seconds in which the first process says it, and torchrun ends this one
+    except Exception as error:
+        expected = isinstance(error, ValueError | OSError)
+        if not is_speaker or (not expected and int(os.environ.get("WORLD_SIZE", 1)) > 1):
+            # Of a lost connection the cause is said elsewhere: by the first process, or by the one
+            # that failed. Seconds in which it does, and torchrun ends this one.
+            time.sleep(5)
+        if not expected:
+            raise
         print(f"train_gpt.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"train_gpt.py: {stop}", file=sys.stderr)
+        if is_speaker:
+            print(f"train_gpt.py: {stop}", file=sys.stderr)
         sys.exit(128 + stop.args[0])
 
 
@@ -2650,7 +2671,7 @@ def config_of_folder(folder: Path) -> TrainConfig:
 def run_or_say_how_to_go_on(config: TrainConfig, resume: bool) -> dict:
     """`run`; what stops it says what is left and which command goes on from there."""
     folder = config.folder
-    go_on = f"to go on: python train_gpt.py --resume {folder}"
+    go_on = f"to go on: {resume_command(folder)}"
     try:
         with handled_signals(stop_at_once):
             return run(config, resume=resume)
@@ -2664,6 +2685,11 @@ def run_or_say_how_to_go_on(config: TrainConfig, resume: bool) -> dict:
         if isinstance(stop, OSError):
             raise OSError(f"{stop}; what was saved is whole; {go_on}") from None
         raise Interrupted(*stop.args, f"; {go_on}") from None
+
+
+def resume_command(folder: Path) -> str:
+    start = "python" if processes() == 1 else f"torchrun --nproc_per_node {processes()}"
+    return f"{start} train_gpt.py --resume {folder}"
 
 
 def main_run(config: TrainConfig, resume: bool = False) -> None:

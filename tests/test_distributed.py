@@ -4,17 +4,22 @@ Started by torchrun, this file is the worker: it runs every case once and leaves
 a folder, where the tests, which run the same cases in one process, find it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import faulthandler
+import importlib.util
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kill_and_resume import outcome
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the worker, which pytest does not start
 
@@ -34,6 +39,7 @@ REDUCTIONS = ("token_mean", "sequence_mean", "constant")
 CASES = {  # name: flags; the batch of 8 makes 4 rows for each process
     **{f"sdpo {r}": {"method": "sdpo", "reduction": r, "micro_batch": 3} for r in REDUCTIONS},
     **{f"grpo {r}": {"method": "grpo", "reduction": r} for r in REDUCTIONS},
+    "slices": {"method": "sdpo", "batch_size": 40},  # 20 rows for each, above minisd.SLICE_ROWS
     "odd groups": {"method": "sdpo_grpo", "batch_size": 6, "group_size": 2, "micro_batch": 2},
     "sequence_kl": {"method": "sequence_kl", "importance_cap": 2.0},
     "trust_region": {"method": "sdpo", "teacher": "trust_region", "teacher_update_rate": 0.3},
@@ -45,8 +51,8 @@ CASES = {  # name: flags; the batch of 8 makes 4 rows for each process
 
 
 def cases(shard: bool) -> list[str]:
-    """All with divided weights; with whole ones only what differs there, the sums."""
-    return [name for name in CASES if shard or name.startswith("sdpo")]
+    """Every case once: the reductions of `sdpo` with whole weights, others divided."""
+    return [name for name in CASES if name.startswith("sdpo") != shard]
 
 
 def case_config(name: str, shard: bool):
@@ -55,7 +61,8 @@ def case_config(name: str, shard: bool):
 
 def coin_grade(text, example):
     """A reward that differs within groups, so that the policy gradient is not zero."""
-    return toy_tasks.Grade(float(sum(map(ord, text)) % 2), 0, False, False)
+    right = toy_tasks.grade(text, example.answer).reward
+    return toy_tasks.Grade(max(right, float(sum(map(ord, text)) % 2)), 0, False, False)
 
 
 def tiny_student(config) -> GPT:
@@ -112,30 +119,52 @@ def one_step(config):
 
 def run_cases(folder: Path) -> None:
     """Every case with whole and with divided weights, and a state saved and loaded."""
-    with train_gpt.process_group(method_config(SMALL | {"shard": True})):
-        for shard in (False, True):
-            results = {}
-            for name in cases(shard):
-                config = case_config(name, shard)
-                results[name], student, optimizer = one_step(config)
-            state = full_state(student, optimizer)
-            again = tiny_student(config)
-            optimizer = adamw(again)
-            everywhere = train_gpt.on_first(lambda s=state: s)  # as if all had read the same file
-            weights, moments = everywhere["weights"], everywhere["optimizer"]
-            train_gpt.load_full_state(again, weights)
-            train_gpt.load_full_optimizer(optimizer, again, moments)
-            results |= {"state": state, "loaded state": full_state(again, optimizer)}
-            if train_gpt.is_first():
-                torch.save(results, folder / f"{shard}.pt")
+    for shard in (False, True):
+        results = {}
+        for name in cases(shard):
+            config = case_config(name, shard)
+            results[name], student, optimizer = one_step(config)
+        state = full_state(student, optimizer)
+        again = tiny_student(config)
+        optimizer = adamw(again)
+        everywhere = train_gpt.on_first(lambda s=state: s)  # as if all had read the same file
+        weights, moments = everywhere["weights"], everywhere["optimizer"]
+        train_gpt.load_full_state(again, weights)
+        train_gpt.load_full_optimizer(optimizer, again, moments)
+        results |= {"state": state, "loaded state": full_state(again, optimizer)}
+        if train_gpt.is_first():
+            torch.save(results, folder / f"{shard}.pt")
 
 
 def run_commands(commands: list[dict]) -> None:
-    """Whole runs; one group of processes for all, since a second one can hang in PyTorch."""
+    """Whole runs, some of them interrupted in a step and resumed."""
     train_gpt.draw_curves = lambda path, *rest: path.touch()  # takes longer than the run
-    with train_gpt.process_group(method_config(SMALL | {"shard": True})):
-        for flags in commands:
-            train_gpt.main_run(method_config(flags))
+    train_gpt.LOG_EVERY, ToyTask.grade = 1, lambda task, *pair: coin_grade(*pair)
+    for flags in commands:
+        stop_in = flags.pop("stop_in", 0)
+        config = method_config(flags)
+        if stop_in:
+            run_until_signal(config, stop_in)
+            if not train_gpt.is_first():  # as if this one saw an older state of the folder
+                train_gpt.checkpoint_files = lambda folder: []
+        train_gpt.main_run(config, resume=stop_in > 0)
+
+
+def run_until_signal(config, step: int) -> None:
+    """The run until the second process has got a signal in that step, twice."""
+    update, calls = train_gpt.update, []
+
+    def signalled(*arguments):
+        calls.append(None)
+        if len(calls) == step and not train_gpt.is_first():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return update(*arguments)
+
+    train_gpt.update = signalled
+    with contextlib.suppress(train_gpt.Interrupted):
+        train_gpt.run(config, quiet=True)
+    train_gpt.update = update
 
 
 def full_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict:
@@ -146,9 +175,8 @@ def full_state(model: GPT, optimizer: torch.optim.Optimizer) -> dict:
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     torch.set_num_threads(1)
-    if sys.argv[1] == "cases":
-        run_cases(Path(sys.argv[2]))
-    else:
+    with train_gpt.process_group(method_config(SMALL | {"shard": True})):
+        run_cases(Path(sys.argv[1]))
         run_commands(json.loads(sys.argv[2]))
     sys.exit()
 
@@ -178,17 +206,67 @@ def assert_same(found: dict, expected: dict, tolerance: float) -> None:
             assert found[name] == value, name
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
-    """Catches means of means, rows lost or doubled or in another order, teachers that stay behind.
+def test_two_processes_do_what_one_does(tmp_path, capsys, monkeypatch):
+    """Catches, in one start of two processes, which takes longer than all that they do:
 
-    Also a state that does not survive `full_state` and `load_full_state`, or that one process
-    could not load.
+    In a step: means of means, rows lost or doubled or in another order, teachers that stay behind,
+    a state that does not survive `full_state` and `load_full_state`. In a run: one that hangs, a
+    folder that both write, weights saved in parts. In an interrupted one: processes that stop at
+    different steps, or go on with a teacher, reference or moments lost or divided wrongly.
     """
-    done = torchrun(__file__, "cases", str(tmp_path))
+    monkeypatch.setattr(train_gpt, "draw_curves", lambda path, *rest: path.touch())
+    monkeypatch.setattr(train_gpt, "LOG_EVERY", 1)
+    toy = {"method": "sdpo_grpo", "kl_coef": 0.5, "teacher_update_rate": 0.3, "pretrain_steps": 2}
+    toy |= {"cache_dir": str(tmp_path / "base"), "world": "max_operations=2", "steps": 3}
+    runs = {"whole": {}, "whole resumed": {"stop_in": 2}}
+    runs |= {f"{name}, divided": rest | {"shard": True} for name, rest in runs.items()}
+    text = text_checkpoint(tmp_path)
+    texts = {"divided": {"method": "sdpo"}, "grpo": {"method": "grpo", "dtype": "bfloat16"}}
+    texts = {name: {"shard": True} | text | rest for name, rest in texts.items() if text}
+    commands = [run_flags(tmp_path / name, **rest) for name, rest in texts.items()]
+    commands += [run_flags(tmp_path / name, **toy, **rest) for name, rest in runs.items()]
+    done = torchrun(__file__, str(tmp_path), json.dumps(commands))
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written: ") == len(commands) and "FAIL" not in done.stdout
+
+    compare_steps(tmp_path)
+    # The same processes add the same numbers in the same order: not only to rounding.
+    for name in ("whole", "whole, divided"):
+        expected = outcome(tmp_path / name)
+        found = outcome(tmp_path / name.replace("whole", "whole resumed"))
+        assert "checkpoints/step-00000002.pt" in found.pop("files") and expected.pop("files")
+        assert found == expected
+    if text:
+        train_gpt.main_run(method_config(run_flags(tmp_path / "one", method="sdpo", **text)))
+        capsys.readouterr()
+        compare_text_runs(tmp_path)
+
+
+def run_flags(folder: Path, **rest) -> dict:
+    small = {"steps": 2, "eval_every": 2, "micro_batch": 3, "chunk_tokens": 16, "threads": 1}
+    return SMALL | small | {"out_dir": str(folder)} | rest
+
+
+def text_checkpoint(folder: Path) -> dict:
+    """--init and --data of a tiny model with random weights; nothing without transformers."""
+    if importlib.util.find_spec("transformers") is None:
+        return {}
+    import transformers
+    from test_real_checkpoints import QWEN3, lines, text_tokenizer, write_lines
+
+    tokenizer, init = text_tokenizer(), folder / "init"
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(vocab_size=len(tokenizer) + 3, **QWEN3, **ids)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(init)
+    tokenizer.save_pretrained(init)
+    return {"init": str(init), "data": write_lines(folder / "data.jsonl", lines())}
+
+
+def compare_steps(folder: Path) -> None:
     expected = {name: one_step(case_config(name, shard=False)) for name in CASES}
     for shard in (False, True):
-        results = torch.load(tmp_path / f"{shard}.pt")
+        results = torch.load(folder / f"{shard}.pt")
         for name in cases(shard):
             step, *models = expected[name]
             assert step["norm"] > 1e-3, name
@@ -199,47 +277,20 @@ def test_two_processes_take_the_step_of_one(tmp_path):
         assert_same(results["state"], full_state(*models), tolerance=1e-4)
 
 
-def test_runs_of_two_processes_end_with_the_checkpoint_of_one(tmp_path, capsys, monkeypatch):
-    """Catches a run that hangs, a folder that both processes write, and weights saved in parts."""
-    transformers = pytest.importorskip("transformers")
-    from test_real_checkpoints import QWEN3, lines, text_tokenizer, write_lines
+def compare_text_runs(folder: Path) -> None:
+    """Those of two processes, `divided` and `grpo`, with that of one."""
+    import transformers
 
-    tokenizer, init = text_tokenizer(), tmp_path / "init"
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(vocab_size=len(tokenizer) + 3, **QWEN3, **ids)
-    transformers.Qwen3ForCausalLM(config).save_pretrained(init)
-    tokenizer.save_pretrained(init)
-    data = write_lines(tmp_path / "data.jsonl", lines())
-
-    def flags(name: str, method: str, **rest) -> dict:
-        small = {"steps": 2, "eval_every": 2, "micro_batch": 3, "chunk_tokens": 16, "threads": 1}
-        return SMALL | small | {"method": method, "out_dir": str(tmp_path / name)} | rest
-
-    text = {"init": str(init), "data": data}
-    toy = {"pretrain_steps": 2, "cache_dir": str(tmp_path / "base")}
-    commands = [
-        flags("divided", "sdpo", shard=True, **text),
-        flags("grpo", "grpo", shard=True, dtype="bfloat16", **text),
-        flags("toy", "grpo", **toy),  # whole weights
-    ]
-    done = torchrun(__file__, "commands", json.dumps(commands))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written: ") == len(commands) and "FAIL" not in done.stdout
-    monkeypatch.setattr(train_gpt, "draw_curves", lambda path, *rest: path.touch())
-    train_gpt.main_run(method_config(flags("one", "sdpo", **text)))
-    capsys.readouterr()
-    names = {p.name for p in (tmp_path / "one").iterdir()}
+    names = {p.name for p in (folder / "one").iterdir()}
     for name in ("divided", "grpo"):
-        assert {p.name for p in (tmp_path / name).iterdir()} == names
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint")
-    assert (tmp_path / "toy" / "student.pt").exists()
-    folders = [init, *(tmp_path / name / "checkpoint" for name in ("one", "divided"))]
+        assert {p.name for p in (folder / name).iterdir()} == names
+        transformers.AutoModelForCausalLM.from_pretrained(folder / name / "checkpoint")
+    folders = [folder / "init", *(folder / name / "checkpoint" for name in ("one", "divided"))]
     models = [minisd.load_hf(folder)[0] for folder in folders]
     start, one, divided = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
     # Adam turns the rounding of a gradient near 0 into a step; such weights are few.
     assert (divided - one).norm() < 1e-3 * (start - one).norm()
-    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("one", "divided")]
+    rows = [(folder / name / "metrics.jsonl").read_text() for name in ("one", "divided")]
     rows = [[json.loads(line) for line in text.splitlines()] for text in rows]
     assert [row["kind"] for row in rows[0]] == [row["kind"] for row in rows[1]]
     for left, right in zip(*([r for r in file if r["kind"] == "step"] for file in rows)):
@@ -270,9 +321,16 @@ def test_what_cannot_be_shared_is_refused_in_one_line(
     assert not any(tmp_path.iterdir())
 
 
+def test_rows_are_not_looked_for_by_one_process_alone(monkeypatch):
+    """Catches a process that scores rows again while those whose rows are finite wait elsewhere."""
+    monkeypatch.setattr(train_gpt, "processes", lambda: 2)
+    assert "in one process" in train_gpt.guilty_rows(None, None, None)
+
+
 def test_an_error_ends_all_processes_and_is_said_once(tmp_path):
-    """Catches a process that waits for ever for one that has failed."""
+    """Catches a process that waits for ever for one that has failed, or speaks of it as well."""
     (tmp_path / "taken").touch()
-    done = torchrun(train_gpt.__file__, "--device", "cpu", "--out_dir", str(tmp_path / "taken"))
+    folder = tmp_path / "taken" / "run"  # which the first process, and that one alone, makes
+    done = torchrun(train_gpt.__file__, "--device", "cpu", "--out_dir", str(folder))
     assert done.returncode == 1 and done.stderr.count("train_gpt.py: error: --out_dir: ") == 1
-    assert done.stdout == "" and 'train_gpt.py", line' not in done.stderr
+    assert 'train_gpt.py", line' not in done.stderr

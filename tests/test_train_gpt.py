@@ -28,12 +28,18 @@ def cache_dir(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """A picture takes longer than a tiny run; that of the command line is a real one."""
+    monkeypatch.setattr(train_gpt, "draw_curves", lambda path, *_: path.touch())
+
+
 def easy_config(cache_dir, method="sdpo", **flags) -> TrainConfig:
     """A run of seconds on a base model that has learned the easy world."""
-    flags = {"steps": 20, "batch_size": 64, "eval_problems": 64, "eval_every": 20} | flags
+    flags = {"steps": 12, "batch_size": 64, "eval_problems": 32, "eval_every": 12} | flags
     flags = {
         "max_new_tokens": 24,
-        "pretrain_steps": 150,
+        "pretrain_steps": 100,
         "adapt_steps": 10,
         "learning_rate": 1e-3,
     } | flags
@@ -52,14 +58,6 @@ def quick_config(cache_dir, tmp_path, method="sdpo", **flags) -> TrainConfig:
 
 def read_metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def command(*arguments, cwd):
-    """The command line as a user calls it."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train_gpt.py"), *arguments],
-        **{"capture_output": True, "text": True, "cwd": cwd},
-    )
 
 
 # Learning -----------------------------------------------------------------------------------------
@@ -86,7 +84,7 @@ def test_every_method_changes_what_it_should(method, cache_dir, tmp_path):
 @pytest.mark.parametrize("method", ["gkd", "opd"])
 def test_a_larger_teacher_is_approached(method, cache_dir):
     """Catches distillation that does not see the larger teacher, or moves away from it."""
-    config = easy_config(cache_dir, method, steps=40, pretrain_steps=60)
+    config = easy_config(cache_dir, method, steps=20, pretrain_steps=30)
     student, _ = train_gpt.base_model(config)
     task = train_gpt.make_task(config)
     teacher = train_gpt.make_teacher(config, task, student)
@@ -103,7 +101,8 @@ def test_a_larger_teacher_is_approached(method, cache_dir):
 def test_a_teacher_adapted_by_reward_beats_the_unadapted_one(cache_dir, tmp_path):
     """Catches an adaptation that does not show the context to the model, or trains another copy."""
     config = easy_config(
-        cache_dir, "rlvr_teacher", context="answer", adapt_steps=40, out_dir=str(tmp_path / "run")
+        *(cache_dir, "rlvr_teacher"),
+        **{"context": "answer", "steps": 1, "out_dir": str(tmp_path / "run")},
     )
     accuracy = train_gpt.run(config, quiet=True)["teacher_accuracy_frac"]
     assert accuracy["before"] > accuracy["unadapted"] + 0.01, accuracy
@@ -355,8 +354,10 @@ def test_an_external_teacher_is_the_checkpoint_that_is_named(cache_dir, tmp_path
     assert not torch.equal(student.head.weight, saved["head.weight"])
 
 
-def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path):
-    """Catches an interval over completions instead of seeds, and workers that change numbers."""
+def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path, monkeypatch):
+    """Catches an interval over completions instead of seeds, and jobs that no worker can take."""
+    pool = train_gpt.ProcessPoolExecutor  # of one worker: a second one costs more than the runs
+    monkeypatch.setattr(train_gpt, "ProcessPoolExecutor", lambda n, *a, **kw: pool(1, *a, **kw))
     flags = dataclasses.asdict(quick_config(cache_dir, tmp_path, steps=1))
     keep = ("steps", "batch_size", "group_size", "max_new_tokens", "pretrain_steps")
     keep += ("eval_problems", "world", "cache_dir", "train_problems")
@@ -494,7 +495,7 @@ def test_flat_signals_are_warned_of_once(cache_dir, tmp_path, capsys):
         ("d", "sdpo", {"teacher": "snapshot"}, "no snapshot is taken"),
     ):
         out_dir = str(tmp_path / name)
-        config = quick_config(cache_dir, tmp_path, method, steps=10, out_dir=out_dir, **flags)
+        config = quick_config(cache_dir, tmp_path, method, steps=5, out_dir=out_dir, **flags)
         train_gpt.run(config, quiet=True)
         assert capsys.readouterr().err.count(words) == 1
 
@@ -502,11 +503,13 @@ def test_flat_signals_are_warned_of_once(cache_dir, tmp_path, capsys):
 # The command line as a user meets it --------------------------------------------------------------
 
 
-def test_a_whole_run_from_the_command_line(cache_dir, tmp_path):
+def test_a_whole_run_from_the_command_line(cache_dir, tmp_path, monkeypatch, capsys):
     """Catches a break in what a newcomer sees: checks, log line, table, samples, paths."""
     flags = ["--steps", "5", "--batch_size", "16", "--pretrain_steps", "2", "--eval_problems", "8"]
     flags += ["--cache_dir", cache_dir, "--world", EASY_WORLD, "--max_new_tokens", "8"]
-    first = command(*flags, cwd=tmp_path)
+    flags += ["--threads", "1"]
+    command = [sys.executable, str(ROOT / "train_gpt.py"), *flags]
+    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     for words in (
         "ok   KL of the student to itself is 0",
@@ -517,11 +520,14 @@ def test_a_whole_run_from_the_command_line(cache_dir, tmp_path):
     ):
         assert words in first.stdout
     assert "out/sdpo-0/curves.png" in first.stdout
-    again = command(*flags, cwd=tmp_path)
-    assert again.returncode == 0 and "already holds this run" in again.stdout
-    other = command(*flags, "--learning_rate", "0.1", cwd=tmp_path)
-    assert other.returncode == 2 and other.stderr.count("\n") == 1
-    assert not other.stdout
+    assert (tmp_path / "out/sdpo-0/curves.png").stat().st_size > 10_000
+    monkeypatch.chdir(tmp_path)
+    train_gpt.main(flags)
+    assert "already holds this run" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        train_gpt.main([*flags, "--learning_rate", "0.1"])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.err.count("\n") == 1 and not said.out
 
 
 def test_the_readme_has_the_method_table_that_the_code_prints():
@@ -542,7 +548,8 @@ def test_the_library_needs_neither_the_toy_nor_more_than_torch():
     code = "import sys, minisd; print(*{m.split('.')[0] for m in sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     loaded = set(out.stdout.split())
-    assert not loaded & {"toy_tasks", "train_gpt", "transformers", "safetensors", "matplotlib"}
+    others = {"transformers", "safetensors", "huggingface_hub", "matplotlib"}
+    assert not loaded & {"toy_tasks", "train_gpt", *others}
 
 
 def test_no_public_name_of_the_library_is_undocumented():
