@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -247,3 +248,18 @@ def test_bad_calls_of_claims_are_met_by_one_line(arguments, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert error.count("\n") == 1 and "--" in error and "allowed" in error
+
+
+def test_the_readme_shows_the_results_that_are_kept():
+    """Catches a table in the README, or claims.md, that is older than the numbers in results/."""
+    folder = Path(train_gpt.__file__).parent
+    rows = json.loads((folder / "results" / "claims.json").read_text())
+    assert list(rows) == list(CLAIMS)
+    assert all(len(row["seeds"]) >= claims.MIN_SEEDS for row in rows.values())
+    plain = claims.claims_markdown(rows).replace(" (older code)", "")
+    kept = (folder / "results" / "claims.md").read_text().replace(" (older code)", "")
+    assert kept == plain
+    table = claims.claims_table(rows).replace(" (older code)", "")
+    assert table in (folder / "README.md").read_text()
+    for name, row in rows.items():
+        assert row["prediction"] == CLAIMS[name].prediction, f"{name}: changed after its runs"
