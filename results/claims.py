@@ -197,7 +197,7 @@ OFF_POLICY_DENSE = {"student_frac": 0.0, "off_policy": "teacher", "loss": "forwa
 OTHER_STYLE = {"teacher": "external", "external_teacher": "other_style", "context": "none"}
 RATES = ("frozen", "EMA 0.01", "EMA 0.05", "EMA 0.2", "live")  # of a teacher, rising
 POOLS = {"1": 1, "8": 8, "64": 64, "512": 512, "endless": 0}
-CONTEXTS = "other_problem partial feedback answer sibling wrong solution".split()
+CONTEXTS = ["other_problem", "partial", "feedback", "answer", "sibling", "wrong", "solution"]
 GAP_ARMS = {
     **{c: SDPO | {"context": c} for c in CONTEXTS},
     "solution, no function": SDPO | NO_FUNCTION,
