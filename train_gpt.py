@@ -40,7 +40,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial, partialmethod, reduce
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -548,9 +548,9 @@ def base_model(config: TrainConfig, size: str = "base") -> tuple[GPT, float]:
         try:
             saved = torch.load(path, map_location=device, weights_only=True)
             model.load_state_dict(saved["weights"])
-        except (RuntimeError, KeyError, OSError, EOFError, pickle.UnpicklingError):
+            return model, float(saved["pretrain_s"])
+        except UNREADABLE:
             raise ValueError(f"--cache_dir: {str(path)!r} is damaged; delete that file") from None
-        return model, saved["pretrain_s"]
     path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     start = time.perf_counter()
     pretrain(model, config.toy_world, config.pretrain_steps, config.seed)
@@ -1289,6 +1289,12 @@ def external_base(config: TrainConfig) -> tuple[TrainConfig, str]:
     return dataclasses.replace(config, world=world), size
 
 
+def bases_of(config: TrainConfig) -> list[tuple[TrainConfig, str]]:
+    """Configurations and sizes of the base models that a run in the toy starts from."""
+    external = config.teacher == "external" and config.external_teacher in EXTERNAL_BASES
+    return [(config, "base"), *([external_base(config)] if external else [])]
+
+
 def load_student(config: TrainConfig, folder: Path, student: GPT) -> GPT:
     """The trained model of a run's folder; with --init, any checkpoint of the same vocabulary."""
     device, flag = loading_device(config), f"--external_teacher: {str(folder)!r}"
@@ -1323,11 +1329,8 @@ def warm_start(config: TrainConfig, task: Task, student: GPT) -> None:
 def start_up_checks(config: TrainConfig, task: Task, student: GPT) -> list[tuple[str, bool, str]]:
     """(what, passed, reading) of checks that take a moment and catch most broken set-ups."""
     rng, device = random.Random(0), next(student.parameters()).device
-    probe = dataclasses.replace(
-        config,
-        batch_size=4 * config.group_size,
-        max_new_tokens=min(config.max_new_tokens, PROBE_TOKENS),
-    )
+    tokens = min(config.max_new_tokens, PROBE_TOKENS)
+    probe = dataclasses.replace(config, max_new_tokens=tokens)
     teacher = Teacher("live", student)
     batch = collect(
         *(probe, task, student, teacher, rng, torch.Generator(device).manual_seed(0)), groups=4
@@ -1390,7 +1393,7 @@ def run(config: TrainConfig, quiet: bool = False, resume: bool = False) -> dict:
     with contextlib.ExitStack() as held:
         on_first(lambda: held.enter_context(alone_in(folder)))
         if (folder / "summary.json").exists():  # written by another process since
-            return json.loads((folder / "summary.json").read_text())
+            return read_summary(folder)
         return train(config, quiet)
 
 
@@ -1421,7 +1424,7 @@ def train(config: TrainConfig, quiet: bool) -> dict:
         for what, passed, reading in start_up_checks(config, task, student):
             log.say(f"{'ok  ' if passed else 'FAIL'} {what} ({reading})")
             if not passed:
-                raise RuntimeError(f"start-up check failed: {what} ({reading})")
+                raise ValueError(f"start-up check failed: {what} ({reading})")
         before = evaluate_all(config, task, student, Teacher("live", student))  # before anything
         if config.warm_start_steps:
             warm_start(config, task, student)
@@ -1533,6 +1536,11 @@ def run_settings(config: TrainConfig) -> dict:
     return {k: v for k, v in settings.items() if k not in ("out_dir", "save_every")}
 
 
+def with_younger_options(found: dict) -> dict:
+    """Settings that were written earlier; an option that did not exist then had its default."""
+    return {f.name: f.default for f in dataclasses.fields(TrainConfig)} | found
+
+
 def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dict | None:
     """The summary of this very run, if it has finished in the folder. Changes nothing.
 
@@ -1549,8 +1557,7 @@ def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dic
             raise ValueError(
                 f"--out_dir: {str(folder)!r} holds other files; allowed: an empty or new folder"
             ) from None
-        # An option younger than the folder had its default.
-        found = {f.name: f.default for f in dataclasses.fields(config)} | found
+        found = with_younger_options(found)
         differing = [k for k in settings if found[k] != settings[k]]
         if differing:
             name = differing[0]
@@ -1560,7 +1567,7 @@ def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dic
                 f"instead of {settings[name]!r}; allowed: the same settings or another folder"
             )
         if (folder / "summary.json").exists():
-            return json.loads((folder / "summary.json").read_text())
+            return read_summary(folder)
         with alone_in(folder):  # raises if that run is at work at this moment
             pass
         if not resume:
@@ -1569,6 +1576,17 @@ def finished_run(folder: Path, config: TrainConfig, resume: bool = False) -> dic
                 f"{resume_command(folder)}; to start over, delete that folder"
             )
     return None
+
+
+def read_summary(folder: Path) -> dict:
+    """The results of a finished run. Raises ValueError if the file is damaged."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+        before_after_table(summary)  # it looks at all that others will
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"--out_dir: {str(path)!r} is damaged; allowed: another folder") from None
+    return summary
 
 
 def claim_folder(folder: Path, config: TrainConfig) -> None:
@@ -1583,12 +1601,13 @@ def claim_folder(folder: Path, config: TrainConfig) -> None:
 
 def record(config: TrainConfig) -> dict:
     """What a reader needs to repeat a run: code version, packages and machine."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    folder, commit = Path(__file__).parent, ""
+    with contextlib.suppress(OSError):  # without git it is unknown
+        asked = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, cwd=folder).stdout.strip()
     device = pick_device(config.device)
     return {
-        "git_commit": commit.stdout.strip() or "unknown",
+        "git_commit": commit or "unknown",
         "code": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -1702,7 +1721,8 @@ def read_checkpoint(path: Path, config: TrainConfig) -> dict:
                 raise EOFError
         # Of several processes, those of one machine share the file's pages in memory.
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=processes() > 1)
-        foreign = saved["settings"] != run_settings(config)
+        found, settings = with_younger_options(saved["settings"]), run_settings(config)
+        foreign = any(found[name] != settings[name] for name in settings)
         _ = saved["training"]["step"]
     except UNREADABLE:
         raise ValueError(f"{str(path)!r} is damaged, or no checkpoint") from None
@@ -1829,6 +1849,7 @@ def in_words(summary: dict) -> str:
     fresh = {when: summary[when]["fresh"] for when in ("before", "after")}
     change = {name: fresh["after"][name] - fresh["before"][name] for name in fresh["before"]}
     surer = change["markers_per_completion"] < -0.1 and change["direct_frac"] > 0.1
+    surer = surer and change["completion_tokens"] < -1
     gained, lost = change["accuracy_frac"] > 0.05, change["accuracy_frac"] < -0.05
     manner = "hesitates less, writes shorter and " if surer else ""
     result = (
@@ -1943,15 +1964,19 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
     for config in configs.values():
         # Refuses foreign folders before hours are spent; unfinished runs are gone on with.
         finished_run(config.folder, config, resume=True)
-    first = [(configs[trained[0], seed], "base") for seed in seeds]
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
-        # A seed's runs are queued when its base model is there: no core waits for the last of them.
-        bases, runs = [pool.submit(pretrain_only, config) for config in first], {}
-        for seed, base in zip(seeds, progress(bases, "base models")):
-            base.result()
+    needed = {
+        s: {base_path(*b): b for m in trained for b in bases_of(configs[m, s])} for s in seeds
+    }
+    with worker_pool(workers) as pool:
+        # A seed's runs are queued when its base models are there: no core waits for the last.
+        bases = [(s, [pool.submit(pretrain_only, b) for b in needed[s].values()]) for s in seeds]
+        runs = {}
+        for seed, futures in progress(bases, "base models"):
+            for future in futures:
+                future.result()
             for m in trained:
                 runs[m, seed] = pool.submit(run, configs[m, seed], quiet=True, resume=True)
-        summaries = {key: runs[key].result() for key in progress(configs, "runs")}
+        summaries = {key: result_of(runs[key], *key) for key in progress(configs, "runs")}
     table = {}
     for method in methods:
         when = "before" if method == "base" else "after"
@@ -1982,6 +2007,32 @@ def finished_comparison(folder: Path, asked: dict) -> dict | None:
             f"{found['seeds']} with flags {found['flags']}; allowed: the same or another folder"
         )
     return found
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int):
+    """Processes with one thread each. When this one is stopped, they finish a step and stop too."""
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker)
+    try:
+        with handled_signals(stop_at_once):
+            yield pool
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.join(10)  # seconds for what it is at
+            process.terminate()
+        if isinstance(error, Interrupted):
+            raise Interrupted(error.args[0], "; the same command goes on") from None
+        raise
+    pool.shutdown()
+
+
+def result_of(future, method: str, seed: int) -> dict:
+    """What a run returned. Raises ValueError that says which run failed."""
+    try:
+        return future.result()
+    except ValueError as error:
+        raise ValueError(f"{method}, seed {seed}: {error}") from None
 
 
 def over_seeds(summaries: list[dict], when: str, split: str, name: str) -> dict:
@@ -2233,6 +2284,7 @@ def main_inspect(text: str, checkpoint: str, completion: str, flags: dict) -> No
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
     if config.threads:
         torch.set_num_threads(config.threads)
+    pick_device(config.device)
     if checkpoint:
         untrained = GPT(GPTConfig(vocab_size=len(toy_tasks.VOCABULARY)))
         try:
@@ -2640,10 +2692,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"train_gpt.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as stop:
+    except KeyboardInterrupt as stop:  # Interrupted among them
         if is_speaker:
-            print(f"train_gpt.py: {stop}", file=sys.stderr)
-        sys.exit(128 + stop.args[0])
+            print(f"train_gpt.py: {str(stop) or 'stopped by SIGINT'}", file=sys.stderr)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
 
 
 def config_of_folder(folder: Path) -> TrainConfig:
@@ -2707,7 +2759,7 @@ def main_run(config: TrainConfig, resume: bool = False) -> None:
             "that folder or name another --out_dir"
         )
         stored = json.loads((config.folder / "config.json").read_text())["record"]
-        if stored["code"] != code_version():
+        if stored.get("code") != code_version():
             print("NOTE: the code has changed since; these are the old results")
     print(f"\n{before_after_table(summary)}\n{in_words(summary)}\n\n{sample_lines(summary)}\n")
     weights = "checkpoint" if config.init else "student.pt"
@@ -2734,6 +2786,7 @@ def check_several(what: str, flags: dict, seeds: int, workers: int) -> None:
 def main_compare(methods: list[str], flags: dict) -> None:
     """Several methods and seeds in one table and picture."""
     seeds, workers = flags.pop("seeds", 3), flags.pop("workers", os.cpu_count() or 1)
+    methods = list(dict.fromkeys(methods))
     for method in methods:
         if method not in (*METHODS, "base"):
             raise ValueError(f"--compare: {method!r}; allowed: base, {', '.join(METHODS)}")

@@ -17,9 +17,7 @@ import re
 import textwrap
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +27,19 @@ import torch
 import minisd
 from results.measures import MEASUREMENTS
 from train_gpt import (
-    EXTERNAL_BASES,
     MEASURES,
     TrainConfig,
     base_path,
+    bases_of,
     check_several,
     code_of,
-    external_base,
     machine,
     mean_and_interval,
     method_config,
     pretrain_only,
     progress,
     short_hash,
-    start_worker,
+    worker_pool,
     write_atomically,
     write_json,
 )
@@ -1143,12 +1140,6 @@ def result_path(measure: str, config: TrainConfig) -> Path:
     return Path(config.cache_dir) / "runs" / f"{measure}-{short_hash(recipe)}.json"
 
 
-def bases_of(config: TrainConfig) -> list[tuple[TrainConfig, str]]:
-    """Configurations and sizes of the base models that an arm starts from."""
-    external = config.teacher == "external" and config.external_teacher in EXTERNAL_BASES
-    return [(config, "base"), *([external_base(config)] if external else [])]
-
-
 def run_arm(job: tuple[str, TrainConfig]) -> dict[str, Any]:
     """The numbers of an arm, from the file of an earlier run if there is one."""
     path = result_path(*job)
@@ -1185,13 +1176,10 @@ def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) ->
     bases = {path: base for path, base in bases.items() if not path.exists()}
     stages = (("base models", pretrain_only, bases), ("runs", run_arm, open_jobs))
     stages = [(what, work, list(items.values())) for what, work, items in stages if items]
-    if workers == 1:
+    with worker_pool(workers) if workers > 1 and stages else contextlib.nullcontext() as pool:
         for what, work, items in stages:
-            list(progress(map(work, items), what, len(items)))
-    elif stages:
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker) as pool:
-            for what, work, items in stages:
-                list(progress(pool.map(work, items), what, len(items)))
+            done = pool.map(work, items) if pool else map(work, items)
+            list(progress(done, what, len(items)))
     rows = {}
     for name in names:
         claim = CLAIMS[name]

@@ -4,8 +4,11 @@ import dataclasses
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -557,3 +560,45 @@ def test_no_public_name_of_the_library_is_undocumented():
     text = Path(minisd.__file__).read_text()
     public = [getattr(minisd, n) for n in re.findall(r"^(?:def|class) (\w+)", text, re.M)]
     assert all(item.__doc__ for item in public)
+
+
+def test_a_small_share_of_students_passes_the_start_up_checks(cache_dir, tmp_path):
+    """Catches checks that validate their own smaller batch instead of the run's settings."""
+    config = quick_config(cache_dir, tmp_path, "gkd", batch_size=64, student_frac=0.125)
+    task = train_gpt.make_task(config)
+    student = train_gpt.initial_model(config)[0]
+    assert all(passed for _, passed, _ in train_gpt.start_up_checks(config, task, student))
+
+
+def test_without_git_the_commit_is_unknown(cache_dir, tmp_path, monkeypatch):
+    """Catches a run that dies because git is not installed."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    record = train_gpt.record(quick_config(cache_dir, tmp_path))
+    assert record["git_commit"] == "unknown"
+
+
+def test_damaged_results_are_named(cache_dir, tmp_path, capsys):
+    """Catches a traceback, or an error without a file, from half a summary."""
+    config = quick_config(cache_dir, tmp_path)
+    train_gpt.run(config, quiet=True)
+    for content in ("", "{}", "[]"):
+        (config.folder / "summary.json").write_text(content)
+        with pytest.raises(ValueError, match="summary.json' is damaged"):
+            train_gpt.run(config, quiet=True)
+
+
+def test_a_failed_run_of_a_comparison_is_named():
+    """Catches an error that leaves the reader to guess which of the runs it was."""
+    future = Future()
+    future.set_exception(ValueError("loss nan"))
+    with pytest.raises(ValueError, match="^grpo, seed 3: loss nan$"):
+        train_gpt.result_of(future, "grpo", 3)
+
+
+def test_a_stopped_pool_begins_no_further_work(tmp_path):
+    """Catches workers that go on with the queue after Ctrl-C."""
+    with pytest.raises(train_gpt.Interrupted, match="the same command goes on"):
+        with train_gpt.worker_pool(1) as pool:
+            futures = [pool.submit(time.sleep, 0.2) for _ in range(40)]
+            raise train_gpt.Interrupted(signal.SIGINT)
+    assert sum(future.cancelled() for future in futures) > 30
