@@ -13,8 +13,8 @@ the loop.
 One batch through a step:
 
     sample(student, prompts) -> completions -> score(student, teacher, the same completions)
-        -> a divergence per position (B, T) -> a loss per position (B, T) -> masked_mean -> step
-        -> Teacher.update
+        -> a divergence per position (B, T) -> a loss per position (B, T)
+        -> weighted_sum, weights from token_weights -> step -> Teacher.update
 
     method         who samples        teacher weights     it sees    loss
     sft            teacher            frozen              solution   -log p, correct ones only

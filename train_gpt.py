@@ -529,8 +529,8 @@ def machine(config: TrainConfig) -> list:
 
 
 def base_path(config: TrainConfig, size: str = "base") -> Path:
-    """The file of a base model: its name is a hash of everything that determines the weights, code
-    included, so that a change of any of it makes a new model and a cached one is never stale."""
+    """The file of a base model: its name is a hash of everything that determines the weights, the
+    code of the pretraining included, so that a change makes a new model and none is stale."""
     recipe = [dataclasses.asdict(config.toy_world), dataclasses.asdict(base_shape(size))]
     recipe += [config.pretrain_steps, config.seed, machine(config), code_of(pretrain)[0]]
     return Path(config.cache_dir) / f"{size}-{short_hash(recipe)}.pt"

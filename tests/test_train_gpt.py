@@ -583,7 +583,7 @@ def test_damaged_results_are_named(cache_dir, tmp_path, capsys):
     train_gpt.run(config, quiet=True)
     for content in ("", "{}", "[]"):
         (config.folder / "summary.json").write_text(content)
-        with pytest.raises(ValueError, match="summary.json' is damaged"):
+        with pytest.raises(ValueError, match=r"summary\.json' is damaged"):
             train_gpt.run(config, quiet=True)
 
 
@@ -591,14 +591,14 @@ def test_a_failed_run_of_a_comparison_is_named():
     """Catches an error that leaves the reader to guess which of the runs it was."""
     future = Future()
     future.set_exception(ValueError("loss nan"))
-    with pytest.raises(ValueError, match="^grpo, seed 3: loss nan$"):
+    with pytest.raises(ValueError, match=r"^grpo, seed 3: loss nan$"):
         train_gpt.result_of(future, "grpo", 3)
 
 
 def test_a_stopped_pool_begins_no_further_work(tmp_path):
     """Catches workers that go on with the queue after Ctrl-C."""
-    with pytest.raises(train_gpt.Interrupted, match="the same command goes on"):
-        with train_gpt.worker_pool(1) as pool:
-            futures = [pool.submit(time.sleep, 0.2) for _ in range(40)]
-            raise train_gpt.Interrupted(signal.SIGINT)
+    refused = pytest.raises(train_gpt.Interrupted, match="the same command goes on")
+    with refused, train_gpt.worker_pool(1) as pool:
+        futures = [pool.submit(time.sleep, 0.2) for _ in range(40)]
+        raise train_gpt.Interrupted(signal.SIGINT)
     assert sum(future.cancelled() for future in futures) > 30
