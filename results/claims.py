@@ -1085,23 +1085,19 @@ def verdict(
 def judge(claim: Claim, runs: list[Runs]) -> dict:
     """All statements, the control and the verdict of a claim, from the runs of every seed.
 
-    reproduced: every statement is, and the control removes the effect. opposite: the first
-    statement is. too few seeds, or not measured: a statement is. not reproduced: all else.
+    The verdict is that of the first statement, and reproduced only if the control removes the
+    effect. The other statements have verdicts of their own; `held` counts all that are reproduced.
     """
     first, control = statement(claim.statements[0]), statement(claim.control)
     results = [judged(statement(s), runs) for s in claim.statements]
     control = judged(dataclasses.replace(control, above=first.above, below=first.below), runs)
     control["removes_effect"] = removes(first, results[0]["values"], control["values"])
     control = {k: v for k, v in control.items() if k not in ("verdict", "above", "below")}
-    verdicts = [r["verdict"] for r in results]
-    total = "not reproduced"
-    for without in ("too few seeds", "not measured"):
-        total = without if without in verdicts else total
-    if verdicts[0] == "opposite":
-        total = "opposite"
-    elif set(verdicts) == {"reproduced"} and control["removes_effect"]:
-        total = "reproduced"
-    return {"verdict": total, "statements": results, "control": control}
+    total = results[0]["verdict"]
+    if total == "reproduced" and not control["removes_effect"]:
+        total = "not reproduced"
+    held = sum(r["verdict"] == "reproduced" for r in results)
+    return {"verdict": total, "held": held, "statements": results, "control": control}
 
 
 def judged(s: Statement, runs: list[Runs]) -> dict:
@@ -1283,18 +1279,21 @@ def claim_text(name: str, row: dict) -> str:
     c = row["control"]
     held = "gone in control" if c["removes_effect"] else "not gone in ctl"
     lines.append(f"  {held:15}{interval_text(c):>25}  {c['words']}")
+    lines.append(f"  {row['held']} of {len(row['statements'])} statements hold")
     return "\n".join(lines)
 
 
 def claims_table(rows: dict[str, dict]) -> str:
     """One line a claim in Markdown, as it stands in the README."""
-    lines = ["| claim | verdict | the effect: measured, predicted | control |", "|---" * 4 + "|"]
+    lines = [
+        "| claim | verdict; statements that hold | the effect: measured, predicted | control |",
+        "|---" * 4 + "|",
+    ]
     for name, row in rows.items():
         s, c = row["statements"][0], row["control"]
-        held = sum(r["verdict"] == "reproduced" for r in row["statements"])
         lines.append(
             f"| `{name}`: {row['source']} "
-            f"| **{row['verdict']}**{older(name, row)}; {held} of {len(row['statements'])} parts "
+            f"| **{row['verdict']}**{older(name, row)}; {row['held']} of {len(row['statements'])} "
             f"| {s['words']}: {interval_text(s)}, {bound_text(s)} "
             f"| {c['words']}: {interval_text(c)}, {'removes' if c['removes_effect'] else 'keeps'} "
             "the effect |"
