@@ -188,8 +188,8 @@ A step that is not logged, with the weights of the base model. The target is 2. 
 padding is scored although rows of like length go together; and at width 64 the passes over memory
 between the products (norms, rotation, SwiGLU, attention, and their gradients) take longer than the
 products. Kept: rows scored in four slices of like length (the loss with its gradient became twice
-as fast); no readings, and no teacher that only they need, in steps that are not logged. Tried and not
-taken: larger thresholds of malloc (4 % of grpo) and huge pages (none)."""
+as fast); no readings, and no teacher that only they need, in steps that are not logged. Tried and
+not taken: larger thresholds of malloc (4 % of grpo) and huge pages (none)."""
 
 
 def step_of(method: str, repetitions: int) -> str:
