@@ -316,6 +316,10 @@ CLAIMS = {
         "correlation above 0.7), in the order none < partial < answer < solution; a context that "
         "tells nothing of the answer suppresses nothing. Of contexts that are random given the "
         "problem, a verdict tells more of the completion than a sibling does, and suppresses more.",
+        comment="The loss of markers follows the gap of entropies, not the true information of "
+        "random contexts: a sibling, which tells almost nothing that the student could not write "
+        "itself (0.03 nats), suppresses more than a verdict (0.3 nats). What is copied is the "
+        "manner that documents with such a context have.",
         arms={
             "measured": {"measure": "information"},
             **{c: SDPO | {"context": c} for c in CONTEXTS},
@@ -366,6 +370,10 @@ CLAIMS = {
         "accuracy below GRPO; on 8 problems it learns the pool faster and further, so that the "
         "gap turns. The smaller the pool, the worse on fresh problems; with one type of problem "
         "the gap is smaller. Where the marker has no function there is no such gap.",
+        comment="GRPO learns small pools as fast here, since the base model's careful route is "
+        "already right on most of them: there is no lead to lose. With one type of problem the "
+        "gap is wider, not narrower: GRPO masters the type, and answers at a glance stay guesses "
+        "for three operations.",
         arms={
             **{
                 f"{method}, {pool}": {"method": method, "train_problems": count}
@@ -429,6 +437,10 @@ CLAIMS = {
         prediction="The faster the teacher follows the student, the fewer markers remain; the "
         "live teacher costs at least 5 points of fresh accuracy against the frozen one, and a "
         "trust region avoids that. With a context that tells nothing there is nothing to amplify.",
+        comment="The live teacher does cost fresh accuracy, but by less than its interval allows "
+        "to say; and it falls further, by half, under a context that tells nothing. Here the "
+        "collapse is that of a teacher without an anchor, not of an amplified suppression: with "
+        "the frozen teacher hardly any marker is left that could still be lost.",
         arms={
             "frozen": FROZEN,
             **{f"EMA {r}": SDPO | {"teacher_update_rate": r} for r in (0.01, 0.05, 0.2)},
@@ -494,6 +506,11 @@ CLAIMS = {
         "so the deficit is smaller in a world without those. From the first to the last tenth of "
         "a completion KL and disagreement at least halve, and gradients of late tokens agree "
         "less, with each other and with the reward. Where the step was right nothing falls.",
+        comment="Right after a wrong step the teacher loses accuracy, but so does the model "
+        "without context, and unreliable authors have no part in it: what calls the unreliable "
+        "author here is a completion that opens without the marker, as --inspect shows, not a "
+        "wrong step. Documents with the solution in view hardly ever have steps, so that the "
+        "teacher reads them much as the student does.",
         arms={"base": {"measure": "horizon"}, "no persona": {"measure": "horizon"} | NO_PERSONA},
         statements=[
             Statement(
@@ -589,6 +606,9 @@ CLAIMS = {
         prediction="The first 30 % of the tokens keep at least 80 % of the loss of markers and of "
         "the gain on the pool, the last 30 % at most 20 % of the loss of markers; as many tokens "
         "spread evenly keep less than the first.",
+        comment="The first tokens decide how a completion is written, as claimed. What they do "
+        "not hold is the answer itself, the last token but one of a short completion: the gain on "
+        "the pool needs it, and so the last 30 % matter as well.",
         arms={
             "all": SDPO,
             **{
@@ -614,6 +634,9 @@ CLAIMS = {
         "nothing; the latter is noisier, and its variance grows faster with length (exponent "
         "larger by at least 0.5). A policy trained without the bias is better or worse by less "
         "than 5 points.",
+        comment="Bias and noise are as derived, and removing the bias gains nothing. The variance "
+        "of both grows with about the same power of the length: that of the worst case does not "
+        "show on completions of 4 to 40 tokens.",
         arms={
             "measured": {"measure": "estimators"},
             "token level": {"method": "sequence_kl", "discount": 0.0},
@@ -666,6 +689,9 @@ CLAIMS = {
         prediction="With demonstrations, or solutions, as context and a teacher that follows the "
         "student (EMA 0.05), the closing remark appears in at least 5 points more of the fresh "
         "completions; in a world without unreliable authors it cannot.",
+        comment="The remark becomes rarer instead. Demonstrations and solutions make the student "
+        "write short and sure, as reliable authors with such a context do in these documents; the "
+        "teacher has nothing that it could take for a cue to comment on the demonstration.",
         arms={
             "demonstration": {"method": "sdft", "teacher_update_rate": 0.05},
             "solution": SDPO | {"teacher_update_rate": 0.05},
@@ -725,6 +751,9 @@ CLAIMS = {
         published="rules shared by all prompts are internalised; no shares given",
         prediction="Without the rule in its prompt the student keeps at least 70 % of the "
         "teacher's accuracy if all problems share the rule; if each draws its own, less.",
+        comment="The shared rule is internalised, 85 % of it. The control misses our criterion by "
+        "a hair: one guess in two is right when one of two rules is drawn, and so a student that "
+        "knows both keeps half.",
         arms={
             "shared": RULE | {"measure": "rules", "rules": "3"},
             "drawn per problem": MIXED["reverse 1:1"],
@@ -739,6 +768,9 @@ CLAIMS = {
         prediction="Adding 3, taught on + and - problems, reaches * problems by at least 20 "
         "points if training is dense and on-policy, 10 points more than with any of the other "
         "arms.",
+        comment="The rule is one more written step, and any correct sample teaches it: supervised "
+        "and off-policy training carry it to * problems as well. Only rewards alone fail, since "
+        "the untaught student almost never writes that step by chance.",
         arms={
             "dense, on-policy": RULE | PLUS_MINUS,
             "dense, off-policy": RULE | OFF_POLICY_DENSE | PLUS_MINUS,
@@ -954,6 +986,9 @@ CLAIMS = {
         prediction="Shown another problem's solution the teacher teaches nearly as well as with "
         "the right one: at most 5 points lower on the pool, not lower on fresh problems, which it "
         "improves. A wrong solution does not do.",
+        comment="In these documents the solution of another problem tells nothing, and its "
+        "readers work as without any context; there is no skill for it to call up. It therefore "
+        "does less harm on fresh problems, and teaches nothing about the pool.",
         arms={
             "its own": SDPO,
             "another's": SDPO | {"context": "other_problem"},
