@@ -14,7 +14,7 @@ import train_gpt
 from minisd import cosine_of_means, estimator_laws, signal_and_noise
 from results import measures
 from results.measures import ESTIMATORS, Tree, fold, grow_tree, with_row
-from train_gpt import METHODS, method_config
+from train_gpt import method_config
 
 
 def assert_same(actual, expected, atol=1e-10):
@@ -175,7 +175,7 @@ def test_cosine_of_means_corrects_for_noise():
 @pytest.mark.parametrize("before", ["sdpo", "grpo", "gkd", "sequence_kl"])
 def test_a_row_replaces_all_that_another_row_had_set(before):
     """Self-distillation measured with the loss or sampler of the method asked for first."""
-    for after in METHODS:
+    for after in measures.METHOD_ROWS:
         config = with_row(method_config({"method": before, "seed": 5}), after, {"top_k": 3})
         assert config == method_config({"method": after, "seed": 5, "top_k": 3})
 
