@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import minisd
 import toy_tasks
@@ -264,3 +265,26 @@ def test_the_readme_shows_the_results_that_are_kept():
     assert table in (folder / "README.md").read_text()
     for name, row in rows.items():
         assert row["prediction"] == CLAIMS[name].prediction, f"{name}: changed after its runs"
+
+
+def test_summaries_by_hand():
+    """Catches ranks that follow the order of equal values, a slope of x over y, R for R^2."""
+    assert claims.rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert claims.rank_correlation([1, 2, 3], [9, 5, 1]) == pytest.approx(-1)
+    # Ranks 0.5, 1.5, 2.5 and, of equal values, 1, 1, 2.5: covariance 1.5, variances 2 and 1.5.
+    assert claims.rank_correlation([1, 2, 3], [7, 7, 8]) == pytest.approx(1.5 / 3**0.5)
+    assert math.isnan(claims.rank_correlation([1, 2, 3], [7, 7, 7]))
+    slope, fit = claims.slope_and_fit([0, 1, 2], [0, 2, 1])  # covariance 1, variances 2 and 2
+    assert (slope, fit) == (pytest.approx(0.5), pytest.approx(0.25))
+    p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.2, 0.5, 0.3])
+    assert measures.total_variation(p, q).item() == pytest.approx(0.3)
+    assert measures.ratio(1.0, 4.0) == 0.25 and measures.ratio(1.0, 0.0) is None
+
+
+def test_numbers_do_not_depend_on_the_number_of_workers(tmp_path):
+    """Catches a worker whose threads or random numbers differ from those of one process."""
+    rows = [
+        claims.run_claims(["sft_guided"], TINY | {"cache_dir": str(tmp_path / str(n))}, [0, 1], n)
+        for n in (1, 2)
+    ]
+    assert rows[0]["sft_guided"]["statements"] == rows[1]["sft_guided"]["statements"]

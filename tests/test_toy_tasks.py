@@ -482,3 +482,12 @@ def test_running_the_file_prints_documents_of_every_kind(capsys):
     printed = capsys.readouterr().out
     assert all(f"\n{kind}\n" in printed for kind in CONTEXTS)
     assert len(printed.splitlines()) == len(CONTEXTS) * 7
+
+
+def test_training_on_one_length_draws_that_length_alone():
+    """Catches a pool, or endless problems, of lengths that post-training should not see."""
+    for pool_size in (0, 5):
+        task = ToyTask(toy_tasks.World(), pool_size=pool_size, operators="+", operations=3)
+        for split in ("train", "fresh"):
+            drawn = [task.draw(split, random.Random(i)).problem.operators for i in range(30)]
+            assert set(drawn) == {"+++"}
