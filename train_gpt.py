@@ -76,6 +76,8 @@ LOSSES = {
 
 # Teachers that are base models of their own: (size, what is put behind --world).
 EXTERNAL_BASES = {"larger": ("larger", ""), "other_style": ("base", "functional_markers=false")}
+# As a checkpoint from elsewhere is the same for every seed of the student, so are these.
+EXTERNAL_SEED = 1000
 EXTERNAL_TEACHERS = f"{', '.join(EXTERNAL_BASES)}, adapted, or a folder with student.pt"
 
 # Beyond 2^31 a size is a slip of the finger, and some library's 64-bit overflow.
@@ -190,7 +192,7 @@ class TrainConfig:
     )
     # The world and the base model
     world: str = option("", "fields of the toy world, such as persona_rate=0,certainty.answer=0")
-    pretrain_steps: int = option(2000, "steps of the base model", POSITIVE)
+    pretrain_steps: int = option(1200, "steps of the base model", POSITIVE)
     # The run
     eval_every: int = option(25, "steps between evaluations", POSITIVE)
     eval_problems: int = option(256, "completions per split and evaluation", POSITIVE)
@@ -413,12 +415,12 @@ WITHOUT_TEACHER = {"teacher": "live", "context": "none"}
 
 # 2. The initial model -----------------------------------------------------------------------------
 
-SIZES = {"base": {}, "larger": {"n_layers": 3, "width": 96, "head_dim": 24, "mlp_width": 256}}
+SIZES = {"base": {}, "larger": {"n_layers": 3}}
 PRETRAIN_TOKENS = (
     2048  # per step; half of it with twice the steps, or twice with half, learned slower
 )
-MUON = {"lr": 0.015, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
-ADAMW = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.0}  # embedding, head and norms
+MUON = {"lr": 0.021, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
+ADAMW = {"lr": 0.014, "betas": (0.9, 0.99), "weight_decay": 0.0}  # embedding, head and norms
 
 
 def progress(items, what: str, total: int | None = None):
@@ -459,8 +461,7 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
             logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=toy_tasks.PAD_ID
         )
         loss.backward()
-        # Warm-up over 20 steps, then constant, then linearly to zero over the last 40 %.
-        scale = min(1.0, (step + 1) / 20, (steps - step) / (0.4 * steps))
+        scale = min((step + 1) / 20, 1 - step / steps)  # warm-up over 20 steps, linearly to zero
         for optimizer, peak in zip(optimizers, peaks):
             optimizer.param_groups[0]["lr"] = peak * scale
             optimizer.step()
@@ -1283,10 +1284,10 @@ def make_teacher(
 
 
 def external_base(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """Configuration and size of the base model that --external_teacher names."""
+    """Configuration and size of the base model that --external_teacher names, one for all seeds."""
     size, change = EXTERNAL_BASES[config.external_teacher]
     world = ",".join(filter(None, (config.world, change)))
-    return dataclasses.replace(config, world=world), size
+    return dataclasses.replace(config, world=world, seed=EXTERNAL_SEED), size
 
 
 def bases_of(config: TrainConfig) -> list[tuple[TrainConfig, str]]:
@@ -1967,13 +1968,14 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
     needed = {
         s: {base_path(*b): b for m in trained for b in bases_of(configs[m, s])} for s in seeds
     }
+    bases = {path: base for of_seed in needed.values() for path, base in of_seed.items()}
     with worker_pool(workers) as pool:
         # A seed's runs are queued when its base models are there: no core waits for the last.
-        bases = [(s, [pool.submit(pretrain_only, b) for b in needed[s].values()]) for s in seeds]
+        pretrained = {path: pool.submit(pretrain_only, base) for path, base in bases.items()}
         runs = {}
-        for seed, futures in progress(bases, "base models"):
-            for future in futures:
-                future.result()
+        for seed in progress(seeds, "base models"):
+            for path in needed[seed]:
+                pretrained[path].result()
             for m in trained:
                 runs[m, seed] = pool.submit(run, configs[m, seed], quiet=True, resume=True)
         summaries = {key: result_of(runs[key], *key) for key in progress(configs, "runs")}

@@ -48,7 +48,7 @@ from train_gpt import (
 
 # All claims share these; an arm of a claim changes what its text varies, and nothing is tuned. They
 # are shorter than a run by default, so that a claim takes minutes.
-CLAIM_SETTINGS = {"steps": 100, "batch_size": 64, "threads": 1}
+CLAIM_SETTINGS = {"steps": 75, "batch_size": 64, "threads": 1}
 MIN_SEEDS = 5  # fewer give no verdict
 
 Runs = dict[str, dict[str, Any]]  # of one seed: the numbers of every arm, by name
@@ -896,7 +896,7 @@ CLAIMS = {
         "the student copies. A larger teacher that sees no solution teaches far better.",
         arms={
             "adapted": {"method": "rlvr_teacher"},
-            "unadapted": FROZEN | {"steps": 160},
+            "unadapted": FROZEN | {"steps": CLAIM_SETTINGS["steps"] + 60},
             "adapted for one step": {"method": "rlvr_teacher", "adapt_steps": 1},
             "larger": STEPWISE["larger, reverse"],
         },
@@ -919,7 +919,7 @@ CLAIMS = {
         arms={
             "sdpo": SDPO,
             "warm start": {"method": "sft_then_sdpo"},
-            "sdpo, 50 steps more": SDPO | {"steps": 150},
+            "sdpo, 50 steps more": SDPO | {"steps": CLAIM_SETTINGS["steps"] + 50},
             "other style": STEPWISE["other style, reverse"],
             "other style, warm start": STEPWISE["other style, reverse"] | {"warm_start_steps": 50},
         },
@@ -1227,6 +1227,7 @@ def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) ->
     open_jobs = {path: job for path, job in open_jobs.items() if not path.exists()}
     bases = {base_path(*b): b for _, config in open_jobs.values() for b in bases_of(config)}
     bases = {path: base for path, base in bases.items() if not path.exists()}
+    bases = dict(sorted(bases.items(), key=lambda item: item[1][1] == "base"))  # the longest first
     stages = (("base models", pretrain_only, bases), ("runs", run_arm, open_jobs))
     stages = [(what, work, list(items.values())) for what, work, items in stages if items]
     with worker_pool(workers) if workers > 1 and stages else contextlib.nullcontext() as pool:
