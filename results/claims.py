@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ from train_gpt import (
 
 # All claims share these; an arm of a claim changes what its text varies, and nothing is tuned. They
 # are shorter than a run by default, so that a claim takes minutes.
-CLAIM_SETTINGS = {"steps": 75, "batch_size": 64, "threads": 1}
+CLAIM_SETTINGS = {"steps": 60, "batch_size": 64, "threads": 1}
 MIN_SEEDS = 5  # fewer give no verdict
 
 Runs = dict[str, dict[str, Any]]  # of one seed: the numbers of every arm, by name
@@ -1210,6 +1211,11 @@ def run_arm(job: tuple[str, TrainConfig]) -> dict[str, Any]:
     return numbers
 
 
+def in_turn(function, *arguments):
+    """As `submit` of a pool, without one: the work is done when its result is asked for."""
+    return SimpleNamespace(result=functools.partial(function, *arguments))
+
+
 def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) -> dict[str, dict]:
     """The judged row of every named claim.
 
@@ -1219,21 +1225,31 @@ def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) ->
     torch.set_num_threads(1)  # as in the workers: it is part of what names a result
     jobs = {
         (name, arm, seed): claim_config(settings, flags, seed)
+        for seed in seeds
         for name in names
         for arm, settings in CLAIMS[name].arms.items()
-        for seed in seeds
     }
     open_jobs = {result_path(*job): job for job in jobs.values()}
     open_jobs = {path: job for path, job in open_jobs.items() if not path.exists()}
     bases = {base_path(*b): b for _, config in open_jobs.values() for b in bases_of(config)}
     bases = {path: base for path, base in bases.items() if not path.exists()}
     bases = dict(sorted(bases.items(), key=lambda item: item[1][1] == "base"))  # the longest first
-    stages = (("base models", pretrain_only, bases), ("runs", run_arm, open_jobs))
-    stages = [(what, work, list(items.values())) for what, work, items in stages if items]
-    with worker_pool(workers) if workers > 1 and stages else contextlib.nullcontext() as pool:
-        for what, work, items in stages:
-            done = pool.map(work, items) if pool else map(work, items)
-            list(progress(done, what, len(items)))
+    # A run is queued when the last of its base models is there: no core waits for all of them.
+    place = {path: i for i, path in enumerate(bases)}
+    ready: dict[int, list] = {i: [] for i in range(-1, len(bases))}
+    for job in open_jobs.values():
+        needed = (base_path(*base) for base in bases_of(job[1]))
+        ready[max((place[path] for path in needed if path in place), default=-1)].append(job)
+    several = workers > 1 and len(open_jobs) > 0
+    with worker_pool(workers) if several else contextlib.nullcontext() as pool:
+        submit = pool.submit if pool else in_turn
+        pretrained = [submit(pretrain_only, base) for base in bases.values()]
+        runs = [submit(run_arm, job) for job in ready[-1]]
+        for i, future in enumerate(progress(pretrained, "base models") if pretrained else ()):
+            future.result()
+            runs += [submit(run_arm, job) for job in ready[i]]
+        for future in progress(runs, "runs") if runs else ():
+            future.result()
     rows = {}
     for name in names:
         claim = CLAIMS[name]

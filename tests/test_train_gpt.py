@@ -357,6 +357,18 @@ def test_an_external_teacher_is_the_checkpoint_that_is_named(cache_dir, tmp_path
     assert not torch.equal(student.head.weight, saved["head.weight"])
 
 
+@pytest.mark.parametrize("name", train_gpt.EXTERNAL_BASES)
+def test_an_external_base_model_is_one_for_all_seeds(name, cache_dir, tmp_path):
+    """Catches seeds that each pretrain a teacher of their own, and one that a student starts as."""
+    flags = {"teacher": "external", "external_teacher": name, "context": "none"}
+    paths = []
+    for seed in (1, 2):
+        config = quick_config(cache_dir, tmp_path, seed=seed, **flags)
+        paths += [train_gpt.base_path(*base) for base in train_gpt.bases_of(config)]
+    (own, teacher), (other, same) = paths[:2], paths[2:]
+    assert teacher == same and len({own, other, teacher}) == 3
+
+
 def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path, monkeypatch):
     """Catches an interval over completions instead of seeds, and jobs that no worker can take."""
     pool = train_gpt.ProcessPoolExecutor  # of one worker: a second one costs more than the runs
