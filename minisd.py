@@ -46,12 +46,14 @@ Where this differs from the papers
  3. sdft: the demonstration is a successful completion of the student's own group, not an expert's.
  4. sft: the correct samples of the context-conditioned model are drawn anew at every step instead
     of once; on a pool of problems this is the same set seen through more samples.
- 5. gkd, opd: the larger teacher differs in size, not in data; gkd's data are reference documents.
+ 5. gkd, opd: the larger teacher differs in size and in the seed of its documents, not in their
+    kind; gkd's data are reference documents.
  6. grpo: one update per batch by default, so that the clip never acts; `--updates_per_batch`.
     dapo has neither overlong shaping nor an unlimited number of resampling rounds.
  7. sdpo_grpo weighs two losses, which equals the weighted advantages of [1] for one update a batch.
  8. sequence_kl divides by a constant: a mean over tokens would change with the sampled lengths.
  9. sft_then_sdpo: the supervised samples are those of `sft`; [10] does not say how many it takes.
+    The EMA teacher starts as the warm-started student.
 10. rlvr_teacher: reward adapts the base model itself with the context in its prompt, for as many
     steps as --adapt_steps says; [10] takes a public checkpoint that was trained with rewards.
 

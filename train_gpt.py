@@ -105,7 +105,7 @@ class TrainConfig:
     method: str = option("sdpo", "row of the method table; other flags override it")
     seed: int = option(
         0,
-        "seeds the base model, the data, the sampling and the evaluation",
+        "seeds base model, data, sampling, evaluation; external base models have their own",
         (lambda v: 0 <= v < 2**63, "0 to 2^63 - 1"),
     )
     # A real checkpoint instead of the toy
@@ -416,9 +416,7 @@ WITHOUT_TEACHER = {"teacher": "live", "context": "none"}
 # 2. The initial model -----------------------------------------------------------------------------
 
 SIZES = {"base": {}, "larger": {"n_layers": 3}}
-PRETRAIN_TOKENS = (
-    2048  # per step; half of it with twice the steps, or twice with half, learned slower
-)
+PRETRAIN_TOKENS = 2048  # per step
 MUON = {"lr": 0.021, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
 ADAMW = {"lr": 0.014, "betas": (0.9, 0.99), "weight_decay": 0.0}  # embedding, head and norms
 
@@ -1257,7 +1255,7 @@ def warn_of_flat_signals(config: TrainConfig, batch: Batch, row: dict, log: Log)
 def make_teacher(
     config: TrainConfig, task: Task, student: GPT, shape: dict | None = None
 ) -> Teacher:
-    """The teacher of a run; an external one is a larger base model, or adapted by reward.
+    """The teacher of a run; an external one is a base model, another run's student, or adapted.
 
     shape: that of the model in a checkpoint, from which the weights are about to be read.
     """
@@ -1946,7 +1944,8 @@ def compare(methods: list[str], flags: dict, seeds: list[int], folder: Path, wor
     """Runs every method with every seed and writes compare.json and compare.png.
 
     Every run has one thread, whatever the number of workers, so that the numbers do not depend on
-    it. Base models are pretrained first, one per seed; `base` is each seed's model before training.
+    it. Base models are pretrained first, one per seed and one per external teacher; `base` is each
+    seed's model before training.
     Raises ValueError before anything is run if the folder holds another comparison.
     """
     trained = [m for m in methods if m != "base"]

@@ -32,6 +32,7 @@ from train_gpt import (
     evaluate,
     evaluate_all,
     evaluate_teacher,
+    external_base,
     initial_model,
     make_prompts,
     make_task,
@@ -593,18 +594,17 @@ PREFIX_FRACS = (0.0, 0.25, 0.5, 0.75)  # of the tokens of a completion
 def measure_prefixes(config: TrainConfig) -> dict:
     """Accuracy of teachers from a student's prefixes and from their own, by length of the prefix.
 
-    prefix_fracs is the x of all lists. teacher: the base model with the solution. external: a base
-    model of the same world whose authors never answer directly (functional_markers=false), without
-    context. unaided: the student itself. `student`: prefixes of its completions on training
-    problems of three or more operations; `own`: of the reader's. steps: for completions that are
-    not direct; there the teacher's own begin with the student's first token, since of itself it
-    hardly ever writes steps.
+    prefix_fracs is the x of all lists. teacher: the base model with the solution. external: the
+    base model of another style, whose authors never answer directly, without context. unaided: the
+    student itself. `student`: prefixes of its completions on training problems of three or more
+    operations; `own`: of the reader's. steps: for completions that are not direct; there the
+    teacher's own begin with the student's first token, since of itself it hardly ever writes steps.
     """
     rng = random.Random(f"prefix-problems-{config.seed}")
     problems = long_problems(make_task(config), rng, PREFIX_PROBLEMS)
     probe = Probe.draw(config, "prefixes", problems)
-    world = ",".join(filter(None, (config.world, "functional_markers=false")))
-    external, _ = base_model(dataclasses.replace(config, world=world))
+    other_style = dataclasses.replace(config, external_teacher="other_style")
+    external, _ = base_model(*external_base(other_style))
 
     def by_length(model: GPT, kind: str, examples: list[Example], texts: list[str]) -> list:
         lengths = [len(probe.task.encode(text)) for text in texts]

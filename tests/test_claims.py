@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,52 @@ def test_finished_runs_are_kept_and_interrupted_calls_go_on(tmp_path):
     assert sorted((tmp_path / "runs").iterdir()) == files
     assert [f.stat().st_mtime_ns for f in files[1:]] == times[1:]
     assert first["suppression"]["statements"] == again["suppression"]["statements"]
+
+
+@pytest.mark.parametrize("name", ["rlvr_teacher", "prefix_mismatch"])
+def test_runs_are_queued_behind_all_of_their_base_models(name, tmp_path, monkeypatch):
+    """Catches a run that pretrains by itself, unseen, and an external teacher for every seed."""
+    for constant, value in FEW.items():
+        monkeypatch.setattr(measures, constant, value)
+    in_turn = claims.in_turn
+
+    def checked(function, *arguments):
+        if function is claims.run_arm:
+            bases = train_gpt.bases_of(arguments[0][1])
+            assert all(train_gpt.base_path(*base).exists() for base in bases)
+        return in_turn(function, *arguments)
+
+    monkeypatch.setattr(claims, "in_turn", checked)
+    claims.run_claims([name], TINY | {"cache_dir": str(tmp_path)}, [0, 1], 1)
+    assert len(list(tmp_path.glob("*.pt"))) == 3  # of two students and of the external teacher
+
+
+def test_what_is_said_of_a_control():
+    """Catches an effect that is called gone because nobody could judge it, or a failed control."""
+    falls, nothing = [-0.30, -0.35, -0.32, -0.28, -0.33], [-0.01, 0.02, 0.0, 0.01, -0.02]
+    claim = dataclasses.replace(CLAIMS["suppression"], statements=["x: a < -0.1"], control="x: b")
+    for a, b, total, words in (
+        (falls, nothing, "reproduced", "removes the effect"),
+        (falls, falls, "not reproduced", "keeps the effect"),
+        (nothing, falls, "not reproduced", "not asked, as the effect is not reproduced"),
+        (falls[:4], nothing[:4], "too few seeds", "not judged"),
+        (falls, [math.nan, *nothing[1:]], "not measured", "not judged"),
+        ([math.nan, *falls[1:]], nothing, "not measured", "not judged"),
+    ):
+        row = judge(claim, [{"a": {"x": x}, "b": {"x": y}} for x, y in zip(a, b)])
+        assert (row["verdict"], claims.control_text(row)) == (total, words)
+
+
+def test_the_command_of_a_row_can_be_typed():
+    """Catches a switch with a value, a pattern that a shell expands, a flag that was not kept."""
+    flags = {"world": "operators=+-*", "only_correct": False, "deterministic": True}
+    words = claims.claim_flags("coverage", {"seeds": [5, 6], "flags": flags})
+    given = vars(train_gpt.make_parser().parse_args(shlex.split(words)))
+    expected = {"claim": ["coverage"], "seed": 5, "seeds": 2} | flags
+    assert {k: v for k, v in given.items() if k in expected} == expected
+    assert (
+        claims.claim_flags("coverage", {"seeds": [0], "flags": {}}) == "--claim coverage --seeds 1"
+    )
 
 
 @pytest.mark.parametrize(

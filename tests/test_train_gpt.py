@@ -17,7 +17,7 @@ import torch
 import minisd
 import toy_tasks
 import train_gpt
-from minisd import Teacher
+from minisd import GPT, GPTConfig, Teacher
 from train_gpt import METHODS, TrainConfig, method_config
 
 ROOT = Path(__file__).parent.parent
@@ -322,6 +322,26 @@ def test_the_cached_base_model_is_never_stale(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     train_gpt.base_model(config)
     assert len(list((tmp_path / "cache").iterdir())) == 7
+
+
+def test_pretraining_warms_up_and_falls_to_zero(monkeypatch):
+    """Catches a schedule that ends early, stays high, or moves one of the optimisers alone."""
+    rates = {}
+    for name in ("Muon", "AdamW"):
+        optimizer = getattr(torch.optim, name)
+
+        def step(self, *a, name=name, plain=optimizer.step, **kw):
+            rates.setdefault(name, []).append(self.param_groups[0]["lr"])
+            return plain(self, *a, **kw)
+
+        monkeypatch.setattr(optimizer, "step", step)
+    shape = GPTConfig(vocab_size=len(toy_tasks.VOCABULARY), n_layers=1, width=4, head_dim=2)
+    train_gpt.pretrain(GPT(shape), toy_tasks.World(), steps=40, seed=0)
+    peaks = {"Muon": train_gpt.MUON["lr"], "AdamW": train_gpt.ADAMW["lr"]}
+    for name, peak in peaks.items():
+        shares = [rate / peak for rate in rates[name]]
+        assert shares[:10] == pytest.approx([(i + 1) / 20 for i in range(10)])
+        assert shares[20:] == pytest.approx([1 - i / 40 for i in range(20, 40)])
 
 
 def test_a_damaged_base_model_is_named(tmp_path):
