@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import statistics
 import subprocess
@@ -346,7 +347,13 @@ def loss_and_gradient(models, batch, chunk: int) -> torch.Tensor:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has ever held."""
+    """The most memory that this program has held.
+
+    On Linux ru_maxrss would not do: a child's begins with what its parent held, even behind exec.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -387,8 +394,8 @@ def memory(quick: bool, folder: Path) -> str:
         grown.append((what, *sizes, f"{m['peak']:,.0f}", f"{loss_mib:,.0f}"))
     headings = ("", "batch", "new tokens", "vocabulary", "peak MiB", "of which loss MiB")
     run = (
-        "import resource, sys; sys.argv = ['train_gpt.py', *sys.argv[1:]]; import train_gpt;"
-        "train_gpt.main(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "import sys; sys.path[:0] = ['tests']; sys.argv[0] = 'train_gpt.py'; import benchmark;"
+        "benchmark.train_gpt.main(); print(round(benchmark.peak_mib()))"
     )
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-c", run, "--steps", "5", "--out_dir", f"{scratch}/run"]
@@ -540,8 +547,7 @@ def machine() -> str:
 INTRODUCTION = """\
 By `python tests/benchmark.py`. What is compared ran side by side in one process, in alternation,
 on one thread; times are medians of the CPU seconds of that process, unless wall time is named.
-Other work was done on the machine meanwhile: absolute numbers are those of a busy machine, the
-ratios are what to trust."""
+Absolute numbers are those of one machine at one time; the ratios are what to trust."""
 
 
 def write_report(path: Path, done: dict[str, str]) -> None:
