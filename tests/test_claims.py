@@ -272,6 +272,7 @@ def test_the_command_of_a_row_can_be_typed():
     """Catches a switch with a value, a pattern that a shell expands, a flag that was not kept."""
     flags = {"world": "operators=+-*", "only_correct": False, "deterministic": True}
     words = claims.claim_flags("coverage", {"seeds": [5, 6], "flags": flags})
+    assert "--world 'operators=+-*'" in words
     given = vars(train_gpt.make_parser().parse_args(shlex.split(words)))
     expected = {"claim": ["coverage"], "seed": 5, "seeds": 2} | flags
     assert {k: v for k, v in given.items() if k in expected} == expected
