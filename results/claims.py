@@ -707,7 +707,8 @@ CLAIMS = {
         "completions; 3.2 and 1.5 % after training). Demonstrations and solutions make "
         "the student write short and sure, as reliable authors with such a context do in "
         "these documents; the teacher has nothing that it could take for a cue to comment "
-        "on the demonstration.",
+        "on the demonstration. The control is an identity: without unreliable authors no "
+        "document has the remark.",
         arms={
             "demonstration": {"method": "sdft", "teacher_update_rate": 0.05},
             "solution": SDPO | {"teacher_update_rate": 0.05},
