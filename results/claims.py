@@ -90,7 +90,7 @@ class Claim:
 
     arms: settings by name, with `measure` a key of MEASUREMENTS. statements: see `statement`; the
     first is the heart of the claim, and `control` the same effect where it should be gone. shown:
-    what the picture compares between arms. comment: written afterwards.
+    what the picture compares between arms. comment: written afterwards, about seeds 0 to 4.
     """
 
     source: str
@@ -1257,6 +1257,28 @@ def in_turn(function, *arguments):
     return SimpleNamespace(result=functools.partial(function, *arguments))
 
 
+def run_jobs(jobs: list[tuple[str, TrainConfig]], workers: int) -> None:
+    """Every job and, before it, the base models that it needs: their files are the results."""
+    bases = {base_path(*base): base for _, config in jobs for base in bases_of(config)}
+    bases = {path: base for path, base in bases.items() if not path.exists()}
+    bases = dict(sorted(bases.items(), key=lambda item: item[1][1] == "base"))  # the longest first
+    # A run is queued when the last of its base models is there: no core waits for all of them.
+    place = {path: i for i, path in enumerate(bases)}
+    ready: dict[int, list] = {i: [] for i in range(-1, len(bases))}
+    for job in jobs:
+        needed = (base_path(*base) for base in bases_of(job[1]))
+        ready[max((place[path] for path in needed if path in place), default=-1)].append(job)
+    with worker_pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
+        submit = pool.submit if pool else in_turn
+        pretrained = [submit(pretrain_only, base) for base in bases.values()]
+        runs = [submit(run_arm, job) for job in ready[-1]]
+        for i, future in enumerate(progress(pretrained, "base models") if pretrained else ()):
+            future.result()
+            runs += [submit(run_arm, job) for job in ready[i]]
+        for future in progress(runs, "runs"):
+            future.result()
+
+
 def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) -> dict[str, dict]:
     """The judged row of every named claim.
 
@@ -1271,26 +1293,9 @@ def run_claims(names: list[str], flags: dict, seeds: list[int], workers: int) ->
         for arm, settings in CLAIMS[name].arms.items()
     }
     open_jobs = {result_path(*job): job for job in jobs.values()}
-    open_jobs = {path: job for path, job in open_jobs.items() if not path.exists()}
-    bases = {base_path(*b): b for _, config in open_jobs.values() for b in bases_of(config)}
-    bases = {path: base for path, base in bases.items() if not path.exists()}
-    bases = dict(sorted(bases.items(), key=lambda item: item[1][1] == "base"))  # the longest first
-    # A run is queued when the last of its base models is there: no core waits for all of them.
-    place = {path: i for i, path in enumerate(bases)}
-    ready: dict[int, list] = {i: [] for i in range(-1, len(bases))}
-    for job in open_jobs.values():
-        needed = (base_path(*base) for base in bases_of(job[1]))
-        ready[max((place[path] for path in needed if path in place), default=-1)].append(job)
-    several = workers > 1 and len(open_jobs) > 0
-    with worker_pool(workers) if several else contextlib.nullcontext() as pool:
-        submit = pool.submit if pool else in_turn
-        pretrained = [submit(pretrain_only, base) for base in bases.values()]
-        runs = [submit(run_arm, job) for job in ready[-1]]
-        for i, future in enumerate(progress(pretrained, "base models") if pretrained else ()):
-            future.result()
-            runs += [submit(run_arm, job) for job in ready[i]]
-        for future in progress(runs, "runs") if runs else ():
-            future.result()
+    open_jobs = [job for path, job in open_jobs.items() if not path.exists()]
+    if open_jobs:
+        run_jobs(open_jobs, workers)
     rows = {}
     for name in names:
         claim = CLAIMS[name]
@@ -1396,8 +1401,10 @@ def claim_text(name: str, row: dict) -> str:
     for what, text in (
         ("Published: ", row["published"]),
         ("Predicted: ", row["prediction"]),
-        ("", row["comment"]),
+        ("About seeds 0 to 4: ", row["comment"]),
     ):
+        if not text:
+            continue
         lines += textwrap.wrap(what + text, 98, initial_indent="  ", subsequent_indent="  ")
     for s in row["statements"]:
         lines.append(f"  {s['verdict']:15}{interval_text(s):>25}  ({bound_text(s)})  {s['words']}")
@@ -1454,7 +1461,7 @@ def claims_markdown(rows: dict[str, dict]) -> str:
             lines.append(f"- {s['verdict']}: {text}")
         c = row["control"]
         lines.append(f"- control, {control_text(row)}: {c['words']}: {interval_text(c)}")
-        lines += ["", row["comment"]] if row["comment"] else []
+        lines += ["", f"About seeds 0 to 4: {row['comment']}"] if row["comment"] else []
         lines += ["", f"    python train_gpt.py {claim_flags(name, row)}", ""]
         lines += [f"{row['core_seconds']:.0f} seconds of one core, without base models."]
     return "\n".join(lines) + "\n"
