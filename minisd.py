@@ -1,99 +1,43 @@
 """minisd: self-distillation of language models, every loss next to its formula, in one file.
 
-A model is its own teacher: the teacher is shown privileged context (a solution, an answer,
-feedback, a rule) before the prompt, the student is not, and the student is trained to match the
-teacher on completions that the student sampled itself. This file has the model, the sampling, the
-losses, the teachers and the diagnostics; `toy_tasks.py` has a world to try them in, `train_gpt.py`
-the loop.
+A model is its own teacher. The teacher sees privileged context (a solution, an answer, feedback, a
+rule) before the prompt; the student does not, and is trained to match the teacher on completions
+that the student sampled itself. `toy_tasks.py` has a world to try this in, `train_gpt.py` the loop.
 
-    1 model   2 sampling   3 log-probabilities, masks, means   4 divergences per position
-    5 credit: from divergences to losses   6 policy gradient   7 teachers   8 scoring a batch
-    9 diagnostics   10 Hugging Face weights
+    1 model   2 sampling   3 log-probabilities and means   4 divergences   5 credit
+    6 token weights, advantages   7 policy gradient   8 teachers   9 one batch: `rollout`
+    10 one step: `score`, `loss_of`, `step`  <- start here   11 methods
 
-One batch through a step:
-
-    sample(student, prompts) -> completions -> score(student, teacher, the same completions)
-        -> a divergence per position (B, T) -> a loss per position (B, T)
-        -> weighted_sum, weights from token_weights -> step -> Teacher.update
-
-    method         who samples        teacher weights     it sees    loss
-    sft            teacher            frozen              solution   -log p, correct ones only
-    seq_kd         teacher            frozen              solution   -log p
-    gkd            student and data   larger model        nothing    jensen_shannon
-    opd            student            larger model        nothing    sampled_token_surrogate
-    opsd           student            frozen              solution   forward_kl
-    sdpo           student            EMA                 solution   reverse_kl
-    sdft           student            EMA                 sibling    reverse_kl
-    sequence_kl    student            frozen              solution   sequence_level_surrogate
-    grpo           student            -                   -          clipped_policy_surrogate, k3_kl
-    dr_grpo        student            -                   -          clipped_policy_surrogate
-    dapo           student            -                   -          clipped_policy_surrogate
-    sdpo_grpo      student            EMA                 solution   policy gradient and reverse_kl
-    rlvr_teacher   student            adapted by reward   solution   reverse_kl
-    sft_then_sdpo  student            EMA                 solution   reverse_kl, after some sft
+Whatever papers vary is a row of a table: DIVERGENCES, CREDITS, TOKEN_WEIGHTS, ADVANTAGES, WEIGHTS
+(of teachers), METHODS. A new idea is one function and one row; `lab/extra_losses.py` has more.
 
 Shapes: B sequences = P prompts x G completions each, T positions, V vocabulary, C width, H heads,
-D head dimension, L layers, S cached positions, K top-k entries, N completion tokens of a batch.
-Log-probabilities, divergences, losses and entropies are in nats. p is the student, q the teacher.
+D head dimension, S cached positions, N completion tokens of a batch. Log-probabilities, divergences
+and losses are in nats. p is the student, q the teacher.
 
-Where this differs from the papers
- 1. sdpo: the context is the worked solution, the setting that [15] examines and whose cost [1]
-    table 6 reports; [1] by default shows a successful sibling, else feedback (`--context sibling`).
-    Divergence and teacher rate are those of its section 4 (rich feedback), not of section 3; the
-    divergence is over the whole vocabulary: with so few tokens no top k is needed.
- 2. opsd: without the clip of v3 (`--loss clipped_forward_kl` has it); a completion may be as long
-    as it likes, since here all are short.
- 3. sdft: the demonstration is a successful completion of the student's own group, not an expert's.
- 4. sft: the correct samples of the context-conditioned model are drawn anew at every step instead
-    of once; on a pool of problems this is the same set seen through more samples.
- 5. gkd, opd: the larger teacher differs in size and in the seed of its documents, not in their
-    kind; gkd's data are reference documents.
- 6. grpo: one update per batch by default, so that the clip never acts; `--updates_per_batch`.
-    dapo has neither overlong shaping nor an unlimited number of resampling rounds.
- 7. sdpo_grpo weighs two losses, which equals the weighted advantages of [1] for one update a batch.
- 8. sequence_kl divides by a constant: a mean over tokens would change with the sampled lengths.
- 9. sft_then_sdpo: the supervised samples are those of `sft`; [10] does not say how many it takes.
-    The EMA teacher starts as the warm-started student.
-10. rlvr_teacher: reward adapts the base model itself with the context in its prompt, for as many
-    steps as --adapt_steps says; [10] takes a public checkpoint that was trained with rewards.
-
-References: [1] SDPO arXiv:2601.20802. [2] OPSD arXiv:2601.18734. [3] GRPO arXiv:2402.03300.
-[4] Dr. GRPO arXiv:2503.20783. [5] DAPO arXiv:2503.14476. [6] GKD arXiv:2306.13649.
-[7] grouped-query attention arXiv:2305.13245. [8] rotary positions arXiv:2104.09864.
-[9] SwiGLU arXiv:2002.05202. [10] Zhu et al. arXiv:2605.11182. [11] Fu et al. arXiv:2603.25562.
-[12] PPO arXiv:1707.06347. [13] joschu.net/blog/kl-approx.html. [14] Li et al. arXiv:2604.13016.
-[15] Kim et al. arXiv:2603.24472.
+References (arXiv): [1] SDPO 2601.20802. [2] OPSD 2601.18734. [3] GRPO 2402.03300. [4] Dr. GRPO
+2503.20783. [5] DAPO 2503.14476. [6] GKD 2306.13649. [7] grouped-query attention 2305.13245.
+[8] rotary positions 2104.09864. [9] SwiGLU 2002.05202. [10] Zhu et al. 2605.11182. [11] Fu et al.
+2603.25562. [12] PPO 1707.06347. [13] joschu.net/blog/kl-approx.html. [14] Li et al. 2604.13016.
 """
 
-import contextlib
 import copy
-import dataclasses
-import json
+import functools
 import math
-import re
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import random
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # 1. Model -----------------------------------------------------------------------------------------
-
-ROPE_SCALINGS = ("linear", "llama3", "yarn")
-
-
 @dataclass(frozen=True)
 class GPTConfig:
     """Everything that determines the shape and the arithmetic of the model."""
-
     vocab_size: int
     n_layers: int = 2
     width: int = 64
@@ -102,531 +46,298 @@ class GPTConfig:
     head_dim: int = 16
     mlp_width: int = 160
     tied_embeddings: bool = False
-    # Off in the toy; checkpoints of other families need them, see section 10.
-    qkv_bias: bool = False
+    qkv_bias: bool = False  # biases and qk_norm: for published checkpoints
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm of every query and key head before the rotation
     rope_theta: float = 10_000.0  # [8]
-    rope_scaling: dict | None = None  # "rope_type" and its numbers, see rope_frequencies
+    rope_frequencies: tuple[float, ...] | None = None  # instead: radians per position, by pair
+    rope_factor: float = 1.0  # of cosines and sines, where a checkpoint scales its positions
     norm_eps: float = 1e-6
     init_std: float = 0.1  # at width 64; the 0.02 of GPT-2, for widths near 1000, learns far slower
     head_std: float = 0.02  # GPT-2; small, so that an untrained model's loss is log(vocab_size)
-    # The longest sequence that the weights are meant for; callers check, the model does not.
-    context_window: int = 2048
-    # The checkpoint's own JSON files by name, so that a saved one has the same fields.
-    hf_files: dict | None = dataclasses.field(default=None, repr=False, compare=False)
-
-    def __post_init__(self):
-        # A config.json may hold anything, and some of it would fail only in the middle of a run.
-        for field in dataclasses.fields(self):
-            value, number = getattr(self, field.name), type(getattr(self, field.name))
-            if field.type is int and not (number is int and 1 <= value < 2**31):
-                raise ValueError(f"{field.name}: {value!r}; allowed: a whole number, 1 to 2^31 - 1")
-            if field.type is float and not (number in (int, float) and 0 <= value < math.inf):
-                raise ValueError(f"{field.name}: {value!r}; allowed: a number, 0 or more")
-            if field.type is bool and number is not bool:
-                raise ValueError(f"{field.name}: {value!r}; allowed: true or false")
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_kv_heads: {self.n_kv_heads}; allowed: a divisor of n_heads {self.n_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim: {self.head_dim}; allowed: an even number (rotary pairs)")
-        if self.rope_scaling and self.rope_scaling["rope_type"] not in ROPE_SCALINGS:
-            kind, allowed = self.rope_scaling["rope_type"], ", ".join(ROPE_SCALINGS)
-            raise ValueError(f"rope_type: {kind!r}; allowed: {allowed}")
-
+    context_window: int = 2048  # what the weights are meant for; callers check, the model does not
 
 class KVCache:
     """Keys and values of all earlier positions, allocated once; `length` positions are filled."""
-
-    def __init__(self, config: GPTConfig, pad_count: Tensor, capacity: int, like: Tensor):
-        B = pad_count.shape[0]
-        shape = (config.n_layers, B, config.n_kv_heads, capacity, config.head_dim)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        self.length = 0
-        hidden = torch.arange(capacity, device=like.device) < pad_count[:, None]  # (B, S)
+    def __init__(self, model: "GPT", pad_count: Tensor, capacity: int):
+        c, like, B = model.config, model.embed_tokens.weight[0], len(pad_count)
+        if torch.is_autocast_enabled(like.device.type):
+            like = like.to(torch.get_autocast_dtype(like.device.type))
+        shape = (c.n_layers, B, c.n_kv_heads, capacity, c.head_dim)
+        self.keys, self.values, self.length = like.new_empty(shape), like.new_empty(shape), 0
+        padding = torch.arange(capacity, device=like.device) < pad_count[:, None]  # (B, S)
         # Added to the scores of every later step, so that left padding is never attended to.
         self.key_bias = like.new_zeros(B, 1, 1, capacity)
-        self.key_bias.masked_fill_(hidden[:, None, None], torch.finfo(like.dtype).min)
+        self.key_bias.masked_fill_(padding[:, None, None], torch.finfo(like.dtype).min)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (B, Hkv, T, D) behind the filled positions; returns all filled ones of a layer."""
+        """Stores (B, Hkv, T, D) behind what a layer has; returns all of it."""
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but those with the given indices."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.key_bias = self.key_bias[rows]
 
-
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) in float32, rounded to the dtype of x, then times weight, as checkpoints expect.
-
-    nn.RMSNorm multiplies before it rounds: in bfloat16 that differs in the last bit at each norm.
-    """
-
+    """x / rms(x), rounded to the dtype of x, *then* times weight, as checkpoints expect."""
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, None, self.eps) * self.weight
 
+Rope = tuple[Tensor, Tensor]  # cosines and sines (T, D) of `rope_table`
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and, optionally, fewer key heads than heads."""
-
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
-        self.head_dim = config.head_dim
-        # One product for queries, keys and values: at small widths a call costs more than its work.
-        self.qkv = nn.Linear(config.width, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
-        self.out = nn.Linear(config.n_heads * self.head_dim, config.width, bias=config.out_bias)
-        self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        C, D, H, Hkv = config.width, config.head_dim, config.n_heads, config.n_kv_heads
+        self.head_dim, self.grouped = D, Hkv < H
+        self.q_proj = nn.Linear(C, H * D, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(C, Hkv * D, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(C, Hkv * D, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(H * D, C, bias=config.out_bias)
+        self.q_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
         B, T, _ = x.shape
-        heads = self.qkv(x).view(B, T, sum(self.heads), self.head_dim)
-        heads = heads.transpose(1, 2)  # (B, H + 2 Hkv, T, D)
-        H, Hkv, _ = self.heads
-        qk, v = heads.split((H + Hkv, Hkv), dim=1)
-        if self.q_norm is not None:
-            qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), dim=1)
-        q, k = rotate(qk, *rope).split((H, Hkv), dim=1)
-        bias = None
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (f(x).view(B, T, -1, self.head_dim).transpose(1, 2) for f in projections)
+        q, k, bias = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope), None
         if cache is not None:
-            k, v = cache.append(layer, k, v)
-            bias = cache.key_bias[..., : k.shape[2]]
+            k, v = cache.append(layer, k, v)  # (B, Hkv, S, D)
+            S = k.shape[2]
+            bias = cache.key_bias[..., :S]
             if T > 1:
-                S = k.shape[2]
                 future = bias.new_full((T, S), torch.finfo(bias.dtype).min).triu(1 + S - T)
                 bias = bias + future  # (B, 1, T, S)
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=bias,
-            is_causal=bias is None,
-            enable_gqa=self.heads[0] != self.heads[1],
-        )
-        return self.out(y.transpose(1, 2).reshape(B, T, -1))
-
+            q, k, v, bias, is_causal=bias is None, enable_gqa=self.grouped)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by cos, sin (T, D).
-
-    The first half of sin is negated beforehand: cheaper than negating half of x at every layer.
-    """
+    """Rotary positions [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by `rope_table` (T, D)."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((right, left), dim=-1) * sin
 
-
 class MLP(nn.Module):
-    """SwiGLU [9]: down(silu(gate(x)) * up(x)), gate and up in one product."""
-
+    """SwiGLU [9]: down(silu(gate(x)) * up(x))."""
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=config.mlp_bias)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
+    """x + attention(norm(x)), then x + mlp(norm(x)); names as in published checkpoints."""
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.input_layernorm = RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, cache, layer)
-        return x + self.mlp(self.mlp_norm(x))
-
+    def forward(self, x: Tensor, rope: Rope, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 class GPT(nn.Module):
     """A decoder-only transformer of today's form: RMSNorm, rotary positions, SwiGLU."""
-
     def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied_embeddings:
-            self.head.weight = self.embedding.weight
+            self.lm_head.weight = self.embed_tokens.weight
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 # Residual branches start smaller, so that depth does not grow the stream (GPT-2).
-                branch = name.endswith(("out.weight", "down.weight"))
+                branch = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = config.init_std / math.sqrt(2 * config.n_layers if branch else 1)
-                std = config.head_std if weight is self.head.weight else std
+                std = config.head_std if weight is self.lm_head.weight else std
                 nn.init.normal_(weight, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
-        self.rope: tuple[Tensor, Tensor] | None = None
-        # True: training keeps the input of each block alone, the backward pass runs it again.
-        self.activation_checkpointing = False
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Final normalised states (B, T, C) of ids (B, T); padding, if any, stands on the right.
-
-        With a cache, ids are the next T positions, and left padding is as the cache was told.
-        """
-        T, start = ids.shape[1], cache.length if cache is not None else 0
-        x = self.embedding(ids)  # (B, T, C)
-        if (
-            self.rope is None
-            or self.rope[0].shape[0] < start + T
-            or self.rope[0].device != ids.device
-            or self.rope[0].dtype != x.dtype
-        ):
-            cos, sin = rope_table(self.config, max(256, 2 * (start + T)), x)
-            left, right = sin.chunk(2, dim=-1)
-            self.rope = cos, torch.cat((-left, right), dim=-1)
-        rope = self.rope[0][start : start + T], self.rope[1][start : start + T]
-        again = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
-        for layer, block in enumerate(self.blocks):
-            arguments = (x, rope, cache, layer)
-            x = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
+        """Final states (B, T, C) of ids (B, T), right-padded; with a cache the next T positions."""
+        start = cache.length if cache is not None else 0
+        x, end = self.embed_tokens(ids), start + ids.shape[1]  # (B, T, C)
+        capacity = max(256, 1 << end.bit_length())  # few different tables
+        cos, sin = rope_table(self.config, capacity, x.device, x.dtype)
+        for layer, block in enumerate(self.layers):
+            x = block(x, (cos[start:end], sin[start:end]), cache, layer)
         if cache is not None:
-            cache.length += T
+            cache.length = end
         return self.norm(x)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the next token at every position."""
-        return self.head(self.hidden(ids, cache))
+        return self.lm_head(self.hidden(ids, cache))
 
-    def parts(self) -> list[tuple["GPT", float]]:
-        """A model is the mixture of itself alone; see `Teacher.parts`."""
-        return [(self, 1.0)]
-
-
-def rope_table(config: GPTConfig, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, D) of position times frequency, each frequency twice.
-
-    Computed in float32 whatever the weights are: bfloat16 cannot tell position 257 from 256.
-    """
-    frequencies, factor = rope_frequencies(config, like.device)
-    positions = torch.arange(length, device=like.device, dtype=torch.float32)
-    angles = positions[:, None] * frequencies  # (length, D/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    return (angles.cos() * factor).to(like.dtype), (angles.sin() * factor).to(like.dtype)
-
-
-def rope_frequencies(config: GPTConfig, device: torch.device) -> tuple[Tensor, float]:
-    """Radians per position (D/2,), and what cosines and sines are multiplied by.
-
-    linear: every frequency divided by a factor. llama3: only slow ones, with a smooth step between.
-    yarn: a ramp over the pairs instead of over wavelengths, and sharper attention. The order of the
-    operations is that of transformers, which makes the tables equal to the last bit.
-    """
-    D, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
-    powers = theta ** (torch.arange(0, D, 2, device=device, dtype=torch.float32) / D)
-    frequencies = 1.0 / powers
-    if scaling is None:
-        return frequencies, 1.0
-    factor = scaling["factor"]
-    if scaling["rope_type"] == "linear":
-        return frequencies / factor, 1.0
-    window = scaling["original_max_position_embeddings"]
-    if scaling["rope_type"] == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        wavelength = 2 * math.pi / frequencies
-        smooth = (window / wavelength - low) / (high - low)
-        between = (1 - smooth) * frequencies / factor + smooth * frequencies
-        slow = torch.where(wavelength > window / low, frequencies / factor, between)
-        return torch.where(wavelength < window / high, frequencies, slow), 1.0
-    # yarn: the pair that turns `rotations` times within the original window
-    rotations = (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1)
-    low, high = (
-        D * math.log(window / (r * 2 * math.pi)) / (2 * math.log(theta)) for r in rotations
-    )
-    if scaling.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, D - 1)
-    ramp = (torch.arange(D // 2, device=device, dtype=torch.float32) - low) / (
-        high - low if high != low else 0.001
-    )
-    keep = 1 - ramp.clamp(0, 1)
-    return 1.0 / (factor * powers) * (1 - keep) + frequencies * keep, yarn_attention(scaling)
-
-
-def yarn_attention(scaling: dict) -> float:
-    """The factor of cosines and sines that yarn asks for, if the checkpoint does not name it."""
-
-    def grown(by: float) -> float:
-        return 0.1 * by * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
-
-    if scaling.get("attention_factor") is not None:
-        return scaling["attention_factor"]
-    over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return grown(over) / grown(under) if over and under else grown(1)
-
+@functools.lru_cache(maxsize=8)
+def rope_table(config: GPTConfig, length: int, device: torch.device, dtype: torch.dtype) -> Rope:
+    """Cosines and sines (length, D) of position times frequency, as `rotate` takes them."""
+    # In float32 whatever the weights are: bfloat16 cannot tell position 257 from 256.
+    pairs = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (pairs / config.head_dim)  # (D/2,)
+    if config.rope_frequencies is not None:
+        frequencies = frequencies.new_tensor(config.rope_frequencies)
+    angles = torch.arange(length, device=device).float()[:, None] * frequencies
+    cos, sin = angles.cos() * config.rope_factor, angles.sin() * config.rope_factor
+    # The first half of sin is negated here: cheaper than negating half of x at every layer.
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 # 2. Sampling --------------------------------------------------------------------------------------
+@dataclass
+class Prompts:
+    """Left-padded prompts of a batch: ids (B, P) and how much of each row is padding (B,)."""
+    ids: Tensor
+    pad_count: Tensor
 
+    @classmethod
+    def of(cls, rows: list[list[int]], pad_id: int, device="cpu") -> "Prompts":
+        if not all(rows):
+            raise ValueError("prompt: empty; allowed: at least one token (it predicts the first)")
+        padding = [max(map(len, rows)) - len(row) for row in rows]
+        ids = [[pad_id] * n + row for n, row in zip(padding, rows)]
+        return cls(torch.tensor(ids, device=device), torch.tensor(padding, device=device))
+
+    def take(self, rows: Tensor) -> "Prompts":
+        """Those of the given rows, without the padding that all of them have."""
+        padding = self.pad_count[rows].min()
+        return Prompts(self.ids[rows, padding:], self.pad_count[rows] - padding)
 
 @dataclass
 class Completions:
     """Sampled completions: all tensors (B, T), right-padded; mask is True up to the end token."""
-
     ids: Tensor
     mask: Tensor
     token_log_probs: Tensor  # at temperature 1, whatever the sampling temperature was, in nats
 
     @classmethod
-    def from_rows(cls, rows: list[list[int]], pad_id: int, device: str = "cpu") -> "Completions":
-        """Completions that somebody else wrote: token ids with their end token, log-probs 0."""
-        T = max(map(len, rows))
-        ids = torch.tensor([row + [pad_id] * (T - len(row)) for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(T, device=device) < lengths[:, None]
-        return cls(ids, mask, torch.zeros(ids.shape, device=device))
+    def of(cls, rows: list[list[int]], pad_id: int, device="cpu", log_probs=None) -> "Completions":
+        """Completions of token ids with their end token; log_probs: theirs, else 0."""
+        T, mask = max(map(len, rows)), [[True] * len(row) for row in rows]
+        columns = (rows, pad_id), (mask, False), (log_probs or [[0.0] * len(r) for r in rows], 0.0)
+        padded = ([row + [fill] * (T - len(row)) for row in x] for x, fill in columns)
+        return cls(*(torch.tensor(x, device=device) for x in padded))
 
     def take(self, rows: Tensor) -> "Completions":
-        """Those of the given row indices."""
-        return Completions(self.ids[rows], self.mask[rows], self.token_log_probs[rows])
+        """Those of the given rows, without the padding that all of them have."""
+        T = int(self.mask[rows].sum(1).max())
+        return Completions(*(x[rows, :T] for x in (self.ids, self.mask, self.token_log_probs)))
 
-    def join(self, other: "Completions", pad_id: int) -> "Completions":
-        """The rows of both, one below the other."""
-        T = max(self.ids.shape[1], other.ids.shape[1])
-
-        def stack(name: str, fill: int) -> Tensor:
-            parts = (getattr(x, name) for x in (self, other))
-            return torch.cat([F.pad(x, (0, T - x.shape[1]), value=fill) for x in parts])
-
-        return Completions(stack("ids", pad_id), stack("mask", 0), stack("token_log_probs", 0))
-
-
-def pad_left(rows: list[list[int]], pad_id: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Prompt ids (B, P) with padding on the left, and pad_count (B,)."""
-    if not all(rows):
-        raise ValueError("prompt: empty; allowed: at least one token (it predicts the first)")
-    P = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (P - len(row)) + row for row in rows], device=device)
-    return ids, torch.tensor([P - len(row) for row in rows], device=device)
-
-
+# Who writes or teaches: sum_i a_i log p_i, as (a_i, model, prompts); one model has the factor 1.
+Terms = list[tuple[float, GPT, Prompts]]
 CHECK_EVERY = 4  # tokens between looks at who has finished; each look waits for the device
 
+def pick_token(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Token ids (B,) by inverting the cumulative distribution of logits (B, V) at uniform (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = F.softmax(logits / temperature, dim=-1).cumsum(-1)
+    chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
+    # Without a distribution (nan) the position found is V. The loss of that token will tell.
+    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)
 
 @torch.no_grad()
 def sample(
-    model: "GPT | Teacher",
-    prompt_ids: Tensor,
-    pad_count: Tensor,
-    *,
-    max_new_tokens: int,
-    end_id: int | tuple[int, ...],
-    pad_id: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-    uniforms: Tensor | None = None,
+    terms: Terms, *, max_new_tokens: int, end_ids: tuple[int, ...], pad_id: int,
+    temperature: float = 1.0, generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None, pick=pick_token,
 ) -> Completions:
-    """Completions of left-padded prompts (B, P), each row until an end token or the length limit.
+    """Completions of the terms' prompts, each row until an end token or the length limit.
 
-    temperature 0 is greedy; top_p < 1 samples from the smallest set of tokens with that mass.
-    One uniform number per row and position, (B, max_new_tokens), is drawn in advance if not given,
-    so a row's text does not depend on which other rows have ended.
-    Raises ValueError for a temperature or top_p out of range.
+    temperature 0 is greedy. The uniforms (B, max_new_tokens) are drawn in advance: no row depends
+    on which others have ended. pick: chooses the tokens, such as `lab.evaluation.nucleus(0.9)`.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"temperature {temperature}, top_p {top_p}; allowed: >= 0, and above 0 to 1"
-        )
-    B, P = prompt_ids.shape
-    device = prompt_ids.device
+    if temperature < 0:
+        raise ValueError(f"temperature: {temperature}; allowed: 0 or more")
+    coefficients, models, prompts = zip(*terms)
+    inputs = [p.ids for p in prompts]
+    B, device = len(inputs[0]), inputs[0].device
     if uniforms is None:
         uniforms = torch.rand(B, max_new_tokens, generator=generator, device=device)
-    # The factor keeps u * total below total in float32; it moves no probability by more than 1e-6.
-    uniforms = uniforms * (1 - 1e-6)
+    uniforms = uniforms * (1 - 1e-6)  # so that u * total is below total in float32
     ids = torch.full((B, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(B, max_new_tokens, device=device)
-    end_ids = torch.tensor([end_id] if isinstance(end_id, int) else end_id, device=device)
+    ends = torch.tensor(end_ids, device=device)
     rows = torch.arange(B, device=device)  # those still being written
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-    models, weights = zip(*model.parts())
-    like = models[0].embedding.weight[0]
-    if torch.is_autocast_enabled(device.type):
-        like = like.to(torch.get_autocast_dtype(device.type))
-    caches = [KVCache(m.config, pad_count, P + max_new_tokens, like) for m in models]
-    inputs = prompt_ids
+    done = rows < 0
+    lengths = [p.ids.shape[1] + max_new_tokens for p in prompts]
+    caches = [KVCache(m, p.pad_count, n) for m, p, n in zip(models, prompts, lengths)]
     for t in range(max_new_tokens):
-        states = [m.hidden(inputs, cache)[:, -1] for m, cache in zip(models, caches)]  # (B, C)
-        logits = geometric_mixture([m.head(s) for m, s in zip(models, states)], weights).float()
-        token = pick_token(logits, uniforms[rows, t], temperature, top_p)
+        states = [m.hidden(x, cache)[:, -1] for m, x, cache in zip(models, inputs, caches)]
+        logits = log_linear([m.lm_head(x) for m, x in zip(models, states)], coefficients).float()
+        token = pick(logits, uniforms[rows, t], temperature)  # (b,)
         ids[rows, t] = token
         log_probs[rows, t] = F.log_softmax(logits, dim=-1).gather(1, token[:, None])[:, 0]
-        done |= torch.isin(token, end_ids)
-        if t % CHECK_EVERY == CHECK_EVERY - 1 or t == max_new_tokens - 1:
+        done |= torch.isin(token, ends)
+        if t % CHECK_EVERY == CHECK_EVERY - 1:
             active = (~done).nonzero()[:, 0]
-            if len(active) == 0 or t == max_new_tokens - 1:
+            if len(active) == 0:
                 break
             if len(active) <= 0.75 * len(rows):
                 for cache in caches:
                     cache.keep(active)
                 rows, done, token = rows[active], done[active], token[active]
-        inputs = token[:, None]
+        inputs = [token[:, None]] * len(models)
     # A finished row goes on until it is dropped; what it wrote behind its end token goes here.
-    ends = torch.isin(ids, end_ids)
-    mask = ends.cumsum(1) - ends.long() == 0
+    ended = torch.isin(ids, ends)
+    mask = ended.cumsum(1) - ended.long() == 0
     ids, log_probs = ids.masked_fill(~mask, pad_id), log_probs.masked_fill(~mask, 0.0)
-    used = int(mask.sum(1).max())
-    return Completions(ids[:, :used], mask[:, :used], log_probs[:, :used])
+    return Completions(ids, mask, log_probs).take(torch.arange(B, device=device))
 
+def log_linear(logits: list[Tensor], coefficients: tuple[float, ...]) -> Tensor:
+    """Logits (..., V) of the distribution proportional to prod_i q_i^a_i; one term is as it is."""
+    if len(logits) == 1 and coefficients[0] == 1:
+        return logits[0]
+    return sum(a * log_softmax(x) for a, x in zip(coefficients, logits))
 
-def pick_token(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Token ids (B,) by inverting the cumulative distribution of logits (B, V) at uniform (B,)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probs = F.softmax(logits / temperature, dim=-1)
-    if top_p < 1:
-        ordered, order = probs.sort(dim=-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p  # the first token is never outside
-        probs = probs.scatter(1, order, ordered.masked_fill(outside, 0.0))
-    cumulative = probs.cumsum(-1)
-    chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
-    # Without a distribution (nan) the position found is V. The loss of that token will tell.
-    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)
-
-
-# 3. Log-probabilities, masks and reductions -------------------------------------------------------
-
+# 3. Log-probabilities and means -------------------------------------------------------------------
 LOG_PROB_FLOOR = -1e5  # nats; stands for log 0, so that 0 * log 0 is 0 and its gradient is finite
-
-
-class NonFiniteError(ValueError):
-    """A number that must be finite is not."""
-
 
 def log_softmax(logits: Tensor) -> Tensor:
     """Log-probabilities (..., V) in nats, in float32 or better, never below LOG_PROB_FLOOR."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     if logits.numel() and not logits.amax(-1).isfinite().all():
-        raise NonFiniteError("logits: nan, inf or only -inf in a row; allowed: a finite entry")
+        raise FloatingPointError("logits: nan, inf or only -inf in a row; allowed: a finite entry")
     return F.log_softmax(logits, dim=-1).clamp(min=LOG_PROB_FLOOR)
 
-
 def token_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probability of each token, (B, T), in nats.
-
-    Args:
-        logits: (B, T, V); position t is the prediction *of* token t (see `completion_hidden`).
-        ids: (B, T) token ids. Gradient flows to the logits.
-    """
-    B, T, V = logits.shape
-    if ids.shape != (B, T):
-        raise ValueError(f"ids: expected {(B, T)}, got {tuple(ids.shape)}")
+    """Log-probability of each token, (B, T), in nats; logits (B, T, V) at t predict token t."""
+    if ids.shape != logits.shape[:2]:
+        raise ValueError(f"ids: expected {tuple(logits.shape[:2])}, got {tuple(ids.shape)}")
     return log_softmax(logits).gather(-1, ids[..., None])[..., 0]  # (B, T)
 
+def entropy(logits: Tensor) -> Tensor:
+    """-sum_v p(v) log p(v) per position, (B, T), in nats."""
+    log_p = log_softmax(logits)
+    return -(log_p.exp() * log_p).sum(-1)
 
-def completion_hidden(
-    model: "GPT", prompt_ids: Tensor, pad_count: Tensor, completion_ids: Tensor
-) -> Tensor:
-    """Final states (B, T, C) from which the T completion tokens are predicted.
-
-    This is the only place that shifts targets: state t predicts completion token t. Left padding is
-    moved behind the completion first, where a causal model cannot see it, so no mask is needed.
-
-    Args:
-        prompt_ids: (B, P), left-padded; pad_count: (B,) how much of it is padding.
-        completion_ids: (B, T), right-padded.
-    """
-    B, T = completion_ids.shape
-    rows = torch.cat((prompt_ids, completion_ids), dim=1)  # (B, P + T)
-    steps = torch.arange(rows.shape[1], device=rows.device)
-    rows = rows.gather(1, (steps + pad_count[:, None]) % rows.shape[1])
-    hidden = model.hidden(rows[:, :-1])  # (B, P + T - 1, C)
-    first = (
-        prompt_ids.shape[1] - pad_count - 1
-    )  # the last prompt token predicts the first of the completion
-    index = first[:, None] + steps[:T]  # (B, T)
-    return hidden.gather(1, index[..., None].expand(B, T, hidden.shape[-1]))
-
-
-def token_weights(mask: Tensor, reduction: str, max_tokens: int | None = None) -> Tensor:
-    """The weight (B, T) of each token in a mean; weights of masked-out tokens are 0.
-
-    token_mean: every token of the batch alike (DAPO [5]). sequence_mean: the mean within each
-    completion, then over completions (GRPO [3]). constant: the sum over tokens divided by
-    B * max_tokens, so that a long completion weighs as much as its length (Dr. GRPO [4]).
-    Slices of these weights make micro-batches and several processes exact.
-    """
-    B, T = mask.shape
-    if reduction == "token_mean":
-        return mask / mask.sum().clamp(min=1)
-    if reduction == "sequence_mean":
-        return mask / mask.sum(1, keepdim=True).clamp(min=1) / mask.any(1).sum().clamp(min=1)
-    if reduction == "constant":
-        if not max_tokens or max_tokens < 1:
-            raise ValueError(
-                f"max_tokens: {max_tokens}; allowed: 1 or more with reduction constant"
-            )
-        return mask / (B * max_tokens)
-    raise ValueError(f"reduction: {reduction!r}; allowed: token_mean, sequence_mean, constant")
-
-
-def masked_mean(
-    values: Tensor, mask: Tensor, reduction: str = "token_mean", max_tokens: int | None = None
-) -> Tensor:
-    """Mean of values (B, T) where mask (B, T) is True; see `token_weights` for the reductions.
-
-    An empty mask gives 0 with a gradient path. What stands at masked-out positions, even nan, does
-    not matter. Raises ValueError for other shapes or an unknown reduction.
-    """
-    if values.shape != mask.shape:
-        raise ValueError(f"mask: expected {tuple(values.shape)}, got {tuple(mask.shape)}")
-    return weighted_sum(values, token_weights(mask, reduction, max_tokens))
-
-
-TOKEN_PARTS = ("first", "last", "spread")
-
-
-def token_part(mask: Tensor, share: float, part: str) -> Tensor:
-    """The first, last or evenly spread `share` (0-1, rounded up) of each row's tokens, (B, T) bool.
-
-    The tokens of mask (B, T) must stand together. Share 1 gives the mask itself.
-    """
-    rank, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)  # of a token in its row; (B, 1)
-    # Rounded, since 0.3 * 10 in float32 is a little above 3.
-    kept = (length * share).round(decimals=4).ceil()
-    if part == "first":
-        inside = rank < kept
-    elif part == "last":
-        inside = rank >= length - kept
-    elif part == "spread":
-        length = length.clamp(min=1)
-        # Half a distance in, since the first token often decides on all others.
-        inside = (rank * kept + length // 2) % length < kept
-    else:
-        raise ValueError(f"token_part: {part!r}; allowed: {', '.join(TOKEN_PARTS)}")
-    return mask & inside
-
+REDUCTIONS = {  # (how much each token counts (B, T), length limit) -> (weights (B, T), total): a
+    # mean is sum(values * weights) / total. Rows of the weights make micro-batches exact.
+    "token_mean": lambda counts, limit: (counts, counts.sum()),  # DAPO [5]
+    "sequence_mean": lambda counts, limit: (  # of the means within each completion: GRPO [3]
+        counts / counts.sum(1, keepdim=True).clamp(min=1e-12), counts.any(1).sum().float()),
+    "constant": lambda counts, limit: (counts, counts.new_tensor(len(counts) * limit)),  # [4]
+}
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum of values times `token_weights`, (B, T) each; where the weight is 0 no value matters."""
+    """Sum of values times weights, (B, T) each; where the weight is 0 no value matters."""
     return (values.masked_fill(weights == 0, 0.0) * weights.to(values.dtype)).sum()
 
-
-# 4. Divergences: one value per position -----------------------------------------------------------
-# All take student and teacher logits (B, T, V) and return (B, T), in nats. Gradient flows to the
-# student alone. p is the student's and q the teacher's distribution over the next token.
-
+# 4. Divergences: logits (B, T, V) -> a value per position (B, T), gradient for the student alone --
 
 def student_and_teacher(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log q (B, T, V) of equal shape; the teacher's is detached."""
@@ -635,904 +346,555 @@ def student_and_teacher(student_logits: Tensor, teacher_logits: Tensor) -> tuple
         raise ValueError(f"teacher_logits: expected {(B, T, V)}, got {tuple(teacher_logits.shape)}")
     return log_softmax(student_logits), log_softmax(teacher_logits.detach())
 
-
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """KL(a || b) = sum_v a(v) (log a(v) - log b(v)) over the last axis, from log-probabilities."""
     return (log_a.exp() * (log_a - log_b)).sum(-1)
 
-
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student) per position, (B, T), in nats: sum_v q(v) log(q(v) / p(v)).
 
-    Mass-covering: the student must give mass wherever the teacher does. Averaged over contexts, its
-    minimiser is the arithmetic mixture of the teachers. Source: [2] v3; in GKD [6] beta = 0.
+    The student must give mass wherever the teacher does. Over several contexts its minimiser is the
+    arithmetic mixture of the teachers. Source: [2] v3; GKD [6] beta = 0.
     """
     log_p, log_q = student_and_teacher(student_logits, teacher_logits)
     return kl(log_q, log_p)
 
-
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(student || teacher) per position, (B, T), in nats: sum_v p(v) log(p(v) / q(v)).
 
-    Mode-seeking: the student must avoid what the teacher avoids. Averaged over contexts, its
-    minimiser is the normalised geometric mean of the teachers. Source: [1] eq. 1; GKD [6] beta = 1.
+    The student must avoid what the teacher avoids. Over several contexts its minimiser is the
+    normalised geometric mean of the teachers. Source: [1] eq. 1; GKD [6] beta = 1.
     """
     log_p, log_q = student_and_teacher(student_logits, teacher_logits)
     return kl(log_p, log_q)
 
-
-def jensen_shannon(
-    student_logits: Tensor, teacher_logits: Tensor, teacher_weight: float = 0.5
-) -> Tensor:
+def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, teacher_weight=0.5) -> Tensor:
     """w KL(teacher || m) + (1-w) KL(student || m) per position, (B, T), in nats, m = w q + (1-w) p.
 
-    w is teacher_weight, strictly between 0 and 1 (both ends are identically 0: use forward_kl or
-    reverse_kl). Divided by w it tends to forward_kl for w -> 0, by 1-w to reverse_kl for w -> 1.
-    Source: [2] eq. 7; differs: [1] and [6] write the weights the other way round.
+    w = teacher_weight: divided by w it tends to forward_kl for w -> 0, divided by 1-w to reverse_kl
+    for w -> 1. Source: [2] eq. 7; [1] and [6] write the weights the other way round.
     """
-    if not 0 < teacher_weight < 1:
-        raise ValueError(f"teacher_weight: {teacher_weight}; allowed: strictly between 0 and 1")
+    w = teacher_weight
+    if not 0 < w < 1:
+        raise ValueError(f"teacher_weight: {w}; allowed: strictly between 0 and 1")
     log_p, log_q = student_and_teacher(student_logits, teacher_logits)
-    log_m = torch.logaddexp(log_q + math.log(teacher_weight), log_p + math.log(1 - teacher_weight))
-    return teacher_weight * kl(log_q, log_m) + (1 - teacher_weight) * kl(log_p, log_m)
+    log_m = torch.logaddexp(log_q + math.log(w), log_p + math.log(1 - w))
+    return w * kl(log_q, log_m) + (1 - w) * kl(log_p, log_m)
 
+def is_top(logits: Tensor, k: int) -> Tensor:  # which tokens are the k likeliest, (B, T, V) bool
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, logits.topk(k).indices, True)
 
-def clipped_forward_kl(student_logits: Tensor, teacher_logits: Tensor, clip: float) -> Tensor:
-    """sum_v min(q(v) log(q(v) / p(v)), clip) per position, (B, T), in nats: not a divergence.
+def bucket(log_p: Tensor, log_q: Tensor, S: Tensor) -> Tensor:
+    """All tokens outside S (B, T, V) as a single one: the KL of a coarsened distribution [1]."""
+    outside = (x.masked_fill(S, LOG_PROB_FLOOR).logsumexp(-1) for x in (log_p, log_q))
+    rest_p, rest_q = (x.clamp(min=LOG_PROB_FLOOR) for x in outside)
+    inside = (log_p.exp() * (log_p - log_q)).masked_fill(~S, 0.0).sum(-1)
+    return inside + rest_p.exp() * (rest_p - rest_q)
 
-    Each vocabulary entry's term is clamped from above; negative terms stay. A clamped entry gives
-    no gradient: tokens on which teacher and student differ most (style) stop dominating. Source:
-    [2] v3.
-    """
-    if clip <= 0:
-        raise ValueError(f"clip: {clip}; allowed: above 0")
-    log_p, log_q = student_and_teacher(student_logits, teacher_logits)
-    return (log_q.exp() * (log_q - log_p)).clamp(max=clip).sum(-1)
-
-
-SUPPORTS = ("student", "teacher", "union", "intersection")
-TAILS = ("naive", "stop_gradient", "renormalised", "bucket")
-
+SUPPORTS = {  # S, from the k likeliest tokens of student and teacher, (B, T, V) bool each
+    "student": lambda p, q: p, "teacher": lambda p, q: q,
+    "union": torch.logical_or, "intersection": torch.logical_and,
+}
+TAILS = {"bucket": bucket}  # (log p, log q, S) -> (B, T); lab/extra_losses.py adds three others
 
 def top_k_reverse_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    k: int,
-    *,
-    support: str = "student",
-    tail: str = "bucket",
+    student_logits: Tensor, teacher_logits: Tensor, k: int, *, support="student", tail="bucket"
 ) -> Tensor:
-    """KL(student || teacher) per position, (B, T), in nats, on the support S of k likely tokens.
-
-    support: S is the top k of the student, the teacher, their union, or their intersection (which
-    may be empty: then the value is 0). What is done about the tokens outside S:
-      naive          sum_S p log(p/q). Its gradient has an extra term, the gradient of the support's
-                     mass sum_S p: descent lowers the logits in S and mass leaks out of it [10].
-      stop_gradient  sum_S p (sg[log p] - log q): the same value without that extra term [10].
-      renormalised   KL of p and q, each divided by its mass in S; blind to the mass outside. With
-                     one token it is identically 0, so k = 1 is refused.
-      bucket         adds (1-p_S) log((1-p_S)/(1-q_S)): the KL of a coarsened distribution [1].
-    Raises ValueError for an unknown name or a k that is not in 1..V.
-    """
-    B, T, V = student_logits.shape
-    if not 1 <= k <= V:
-        raise ValueError(f"top_k: {k}; allowed: 1 to the vocabulary size {V}")
-    if tail == "renormalised" and k == 1 and support != "union":
-        raise ValueError("top_k: 1 with tail renormalised is identically 0; allowed: 2 or more")
+    """KL(student || teacher) per position, (B, T), in nats, from k likely tokens S; see TAILS."""
+    for name, value, known in (("support", support, SUPPORTS), ("tail", tail, TAILS)):
+        if value not in known:
+            raise ValueError(f"{name}: {value!r}; allowed: {', '.join(known)}")
+    if not 1 <= k <= student_logits.shape[-1]:
+        raise ValueError(f"top_k: {k}; allowed: 1 to the vocabulary {student_logits.shape[-1]}")
     log_p, log_q = student_and_teacher(student_logits, teacher_logits)
-    inside = top_k_support(log_p.detach(), log_q, k, support)  # (B, T, V) bool
-    if tail == "naive":
-        return (log_p.exp() * (log_p - log_q)).masked_fill(~inside, 0.0).sum(-1)
-    if tail == "stop_gradient":
-        return (log_p.exp() * (log_p.detach() - log_q)).masked_fill(~inside, 0.0).sum(-1)
-    if tail == "renormalised":
-        # Far below the floor, so that a distribution that is 0 in all of S does not leak out of S.
-        log_p, log_q = (x.masked_fill(~inside, 2 * LOG_PROB_FLOOR) for x in (log_p, log_q))
-        value = kl(F.log_softmax(log_p, dim=-1), F.log_softmax(log_q, dim=-1))
-        return value.masked_fill(~inside.any(-1), 0.0)
-    if tail == "bucket":
-        outside_p, outside_q = (log_mass(x, ~inside) for x in (log_p, log_q))  # (B, T)
-        inner = (log_p.exp() * (log_p - log_q)).masked_fill(~inside, 0.0).sum(-1)
-        return inner + outside_p.exp() * (outside_p - outside_q)
-    raise ValueError(f"tail: {tail!r}; allowed: {', '.join(TAILS)}")
+    return TAILS[tail](log_p, log_q, SUPPORTS[support](is_top(log_p, k), is_top(log_q, k)))
 
-
-def top_k_support(log_p: Tensor, log_q: Tensor, k: int, support: str) -> Tensor:
-    """Which tokens belong to the support, (B, T, V) bool; see `top_k_reverse_kl`."""
-    student, teacher = (
-        torch.zeros_like(x, dtype=torch.bool).scatter(-1, x.topk(k, dim=-1).indices, True)
-        for x in (log_p, log_q)
-    )
-    supports = {
-        "student": student,
-        "teacher": teacher,
-        "union": student | teacher,
-        "intersection": student & teacher,
-    }
-    if support not in supports:
-        raise ValueError(f"support: {support!r}; allowed: {', '.join(SUPPORTS)}")
-    return supports[support]
-
-
-def log_mass(log_probs: Tensor, inside: Tensor) -> Tensor:
-    """log of the probability mass where inside is True, (B, T); LOG_PROB_FLOOR for none."""
-    return log_probs.masked_fill(~inside, LOG_PROB_FLOOR).logsumexp(-1).clamp(min=LOG_PROB_FLOOR)
-
+DIVERGENCES = {  # (student logits, teacher logits, method) -> (B, T)
+    "forward_kl": lambda s, t, m: forward_kl(s, t),
+    "reverse_kl": lambda s, t, m: reverse_kl(s, t),
+    "jensen_shannon": lambda s, t, m: jensen_shannon(s, t, m.teacher_weight),
+    "top_k_reverse_kl": lambda s, t, m: top_k_reverse_kl(
+        s, t, m.top_k, support=m.top_k_support, tail=m.top_k_tail),
+}
 
 # 5. Credit: from values per position to a loss per position ---------------------------------------
-
-
 def sampled_token_surrogate(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """Only its gradient is right: per position (B, T), on average that of KL(student || teacher).
+    """Only its gradient is right, (B, T): on average, over student samples, that of the reverse KL.
 
-    sg[log p(y_t) - log q(y_t)] * log p(y_t) for a token y_t that the student sampled. The value is
-    no KL. Needs one number a token instead of a vocabulary. Source: [1] code; on-policy
-    distillation of Lu et al. 2025, where -(log p - log q) is the advantage.
-
-    Args: log-probabilities (B, T) of the sampled tokens; gradient flows to the student's.
+    sg[log p(y_t) - log q(y_t)] * log p(y_t). Source: Lu et al. 2025, as an advantage.
     """
     return (student_log_probs - teacher_log_probs).detach() * student_log_probs
-
-
-def future_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
-    """sum_{t' > t} discount^(t'-t) values_t' over the masked tokens of each row, (B, T)."""
-    total, sums = torch.zeros_like(values[:, 0]), []
-    values = values.masked_fill(~mask, 0.0)
-    for t in reversed(range(values.shape[1])):
-        sums.append(total)
-        total = discount * (values[:, t] + total)
-    return torch.stack(sums[::-1], dim=1)
-
 
 def sequence_level_surrogate(
     divergence: Tensor, student_log_probs: Tensor, mask: Tensor, discount: float
 ) -> Tensor:
     """Only its gradient is right: per position (B, T); summed over a row, that of the sequence KL.
 
-    KL_t + sg[sum_{t'>t} discount^(t'-t) KL_t'] * log p(y_t), KL_t = KL(student || teacher) at t.
-    discount 1: unbiased for the gradient of KL(student || teacher) of *sequence* distributions.
-    discount 0: the token-level gradient, which drops E sum_t sum_{t'>t} KL_t' grad log p(y_t), the
-    effect of a token on the prefixes that follow. Between: the interpolation of [11].
-
-    Args:
-        divergence: (B, T) `reverse_kl` with gradient; student_log_probs: (B, T) of sampled tokens.
-        mask: (B, T) bool. discount: 0 to 1. Source: [1] v2 app. A.1, [11].
+    KL_t + sg[sum_{t'>t} discount^(t'-t) KL_t'] * log p(y_t), KL_t the divergence at t. discount 1:
+    unbiased; 0: without what a token does to later prefixes. Source: [1] v2 app. A.1, [11].
     """
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount: {discount}; allowed: 0 to 1")
     return divergence + future_sum(divergence.detach(), mask, discount) * student_log_probs
 
+def future_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
+    """sum_{t' > t} discount^(t'-t) values_t' over the masked tokens of each row, (B, T)."""
+    steps = torch.arange(values.shape[1], device=values.device)
+    ahead = (steps - steps[:, None]).clamp(min=0).to(values.dtype)  # (T, T): t' - t
+    return values.masked_fill(~mask, 0.0) @ (discount**ahead).triu(1).T
 
-def averaged_advantage_surrogate(
-    student_log_probs: Tensor, teacher_log_probs: Tensor, mask: Tensor
-) -> Tensor:
-    """Only its gradient matters: one advantage per completion, spread over its tokens, (B, T).
+CREDITS = {  # (x: what `score` returns, (B, T) each; method) -> (B, T)
+    "token": lambda x, m: x["divergence"],
+    "sequence": lambda x, m: sequence_level_surrogate(
+        x["divergence"], x["student_log_probs"], x["mask"], m.discount),
+    "sampled": lambda x, m: sampled_token_surrogate(x["student_log_probs"], x["teacher_log_probs"]),
+    "imitation": lambda x, m: -x["student_log_probs"],
+}
 
-    -A log p(y_t), A = sg[mean over t of (log q(y_t) - log p(y_t))]. This is what the ablation of
-    [1] calls sequence level; it is *not* the sequence KL: no token is told from its neighbours.
-    """
-    gap = (teacher_log_probs - student_log_probs).detach().masked_fill(~mask, 0.0)
-    advantage = gap.sum(1) / mask.sum(1).clamp(min=1)  # (B,)
-    return -advantage[:, None] * student_log_probs
-
-
-# 6. Policy gradient -------------------------------------------------------------------------------
-
-
+# 6. Token weights and advantages of a Batch; scores(readings) gives its `score`, if called --------
 def group_advantages(rewards: Tensor, *, normalise: str = "std") -> Tensor:
-    """Advantage (P, G) of each completion within the group of its prompt, from rewards (P, G).
-
-    std: (r - mean) / std, GRPO [3]; mean: r - mean, Dr. GRPO [4] and [1]. A group with equal
-    rewards gets 0: it teaches nothing.
-    """
-    P, G = rewards.shape
-    if G < 2:
-        raise ValueError(f"group_size: {G}; allowed: 2 or more (one completion has no advantage)")
+    """(r - mean) / std, GRPO [3], or r - mean, Dr. GRPO [4], in each group of rewards (P, G)."""
+    if rewards.shape[1] < 2 or normalise not in ("std", "mean"):
+        raise ValueError(f"group_size: {rewards.shape[1]}, normalise: {normalise!r}; allowed: 2 or "
+                         "more; std, mean")
     # Rounding of the mean must not become an advantage: equal rewards give exactly 0.
-    equal = equal_reward_groups(rewards)[:, None]
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
     centred = (rewards - rewards.mean(1, keepdim=True)).masked_fill(equal, 0.0)
-    if normalise == "mean":
-        return centred
-    if normalise == "std":
-        # The floor only guards 0 / 0: rewards that differ at all have a far larger deviation.
-        return centred / rewards.std(1, keepdim=True).clamp(min=1e-6)
-    raise ValueError(f"normalise: {normalise!r}; allowed: std, mean")
+    std = rewards.std(1, keepdim=True).clamp(min=1e-6)  # the floor guards 0 / 0 alone
+    return centred / std if normalise == "std" else centred
 
+TOKEN_WEIGHTS = {  # (batch, scores, method) -> (B, T) or (B, 1): weight in the distillation
+    "all": lambda batch, scores, m: batch.completions.mask,
+    "correct_only": lambda batch, scores, m: (batch.rewards == 1)[:, None],
+}
+ADVANTAGES = {  # (batch, scores, method) -> (B, T) or (B, 1)
+    "group": lambda batch, scores, m: group_advantages(batch.by_group()).view(-1, 1),
+    "group_without_std": lambda batch, scores, m: group_advantages(
+        batch.by_group(), normalise="mean").view(-1, 1),
+}
 
-def equal_reward_groups(rewards: Tensor) -> Tensor:
-    """Which groups (P,) of rewards (P, G) are all alike, so that their advantages are all 0."""
-    return (rewards == rewards[:, :1]).all(1)
-
-
+# 7. Policy gradient -------------------------------------------------------------------------------
 MAX_LOG_RATIO = 20.0  # nats; the exponential of more overflows on the way back, and 0 * inf is nan
 
-
 def clipped_policy_surrogate(
-    student_log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    student_log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_low=.2, clip_high=.2
 ) -> Tensor:
     """Only its gradient is right: the negated clipped objective of PPO per token, (B, T).
 
-    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = p(y_t) / p_old(y_t).
-    Source: [12] eq. 7; clip_high > clip_low is DAPO's clip-higher [5].
-
-    Args: log-probabilities (B, T) of the sampled tokens; advantages (B,) or (B, T), detached here.
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = p(y_t) / p_old(y_t), advantages A (B, T)
+    or (B, 1). Source: [12] eq. 7; clip_high > clip_low is DAPO's clip-higher [5].
     """
-    advantages = advantages.detach()
-    advantages = advantages[:, None] if advantages.dim() == 1 else advantages
+    A = advantages.detach()
     ratio = (student_log_probs - old_log_probs.detach()).clamp(max=MAX_LOG_RATIO).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
-
+    return -torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
 
 def k3_kl(student_log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """Estimate of KL(student || reference) from sampled tokens, (B, T), in nats, never negative.
-
-    ref/p - log(ref/p) - 1, unbiased for tokens that the student sampled; its *gradient* is that of
-    the forward KL(reference || student) instead. Source: [3] eq. 4, [13].
-    """
+    """ref/p - log(ref/p) - 1, an estimate of KL(student || reference) (B, T), nats, never negative.
+    Its *gradient* is that of the forward KL(reference || student). Source: [3] eq. 4, [13]."""
     log_ratio = (reference_log_probs.detach() - student_log_probs).clamp(max=MAX_LOG_RATIO)
     return log_ratio.exp() - log_ratio - 1
 
+def truncated_importance_weight(log_probs: Tensor, old: Tensor, cap: float = 2.0) -> Tensor:
+    """min(p(y_t) / p_old(y_t), cap) (B, T), without gradient. Source: [1] code."""
+    return (log_probs - old).detach().exp().clamp(max=cap)
 
-def truncated_importance_weight(
-    student_log_probs: Tensor, old_log_probs: Tensor, cap: float = 2.0
-) -> Tensor:
-    """min(p(y_t) / p_old(y_t), cap) per token, (B, T), without gradient. Source: [1] code."""
-    return (student_log_probs - old_log_probs).detach().exp().clamp(max=cap)
-
-
-# 7. Teachers --------------------------------------------------------------------------------------
-
-TEACHERS = ("frozen", "live", "ema", "trust_region", "external", "snapshot")
-
+# 8. Teachers --------------------------------------------------------------------------------------
+WEIGHTS = {  # whose weights: the rate r of copy = (1 - r) * copy + r * student after every step
+    "frozen": lambda method, step: 0.0,
+    "ema": lambda method, step: method.teacher_update_rate,
+    "snapshot": lambda method, step: float(step % method.teacher_every == 0),
+    "external": lambda method, step: 0.0,  # another checkpoint instead of a copy
+    "live": None,  # the student itself, without a copy
+}
+TARGETS = {"trust_region": lambda m: (  # teachers of several terms
+    (1 - m.teacher_update_rate, "frozen", m.context), (m.teacher_update_rate, "live", m.context))}
 
 class Teacher:
-    """The weights that score the student's completions under the privileged context.
+    """The student's target: log Q = sum_i a_i log pi_i(. | context_i, prompt) + const.
 
-    frozen        the initial student.
-    live          the student itself, at every step.
-    ema           teacher = (1 - r) * teacher + r * student after every step, r = update_rate.
-    trust_region  log q = (1 - r) log q_initial + r log q_live, normalised; both see the context.
-    external      another checkpoint, never changed.
-    snapshot      a copy of the student, taken again every `every` steps.
+    Its terms are `method.terms`, its own weights `copies`: all that a saved state must hold.
     """
-
-    def __init__(
-        self,
-        kind: str,
-        student: GPT,
-        *,
-        update_rate: float = 0.0,
-        every: int = 1,
-        external: GPT | None = None,
-        copied: Callable[[GPT], GPT] = copy.deepcopy,
-    ):
-        if kind not in TEACHERS:
-            raise ValueError(f"teacher: {kind!r}; allowed: {', '.join(TEACHERS)}")
-        if not 0 <= update_rate <= 1:
-            raise ValueError(f"teacher_update_rate: {update_rate}; allowed: 0 to 1")
-        if every < 1:
-            raise ValueError(f"teacher_every: {every}; allowed: 1 or more")
-        if (kind == "external") != (external is not None):
+    def __init__(self, method: "Method", student: GPT, *, external=None, copied=copy.deepcopy):
+        self.method, self.student = method, student
+        names = {weights for _, weights, _ in method.terms if WEIGHTS[weights]}
+        if ("external" in names) != (external is not None):
             raise ValueError("teacher: external needs a checkpoint, and no other kind takes one")
-        self.kind, self.student, self.update_rate, self.every = kind, student, update_rate, every
-        self.model = student
-        if kind != "live":  # live needs no second copy of the weights
-            self.model = (external or copied(student)).requires_grad_(False)
+        self.copies = {n: external if n == "external" else copied(student) for n in sorted(names)}
+        for model in self.copies.values():
+            model.requires_grad_(False)
 
-    def parts(self) -> list[tuple[GPT, float]]:
-        """The models whose log-probabilities are mixed, with their weights (sum 1)."""
-        if self.kind == "trust_region":
-            return [(self.model, 1 - self.update_rate), (self.student, self.update_rate)]
-        return [(self.model, 1.0)]
+    def terms(self, shown: dict[str, Prompts]) -> Terms:
+        """The sum, each model with the prompts of its context."""
+        return [(a, self.copies.get(weights, self.student), shown[context])
+                for a, weights, context in self.method.terms]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Call after optimiser step number `step`, counted from 1."""
-        if self.kind == "ema":
-            for ours, theirs in zip(self.model.parameters(), self.student.parameters()):
-                ours.lerp_(theirs, self.update_rate)
-        elif self.kind == "snapshot" and step % self.every == 0:
-            self.model.load_state_dict(self.student.state_dict())
+        """Call after the optimiser's step number `step`, counted from 1."""
+        for name, model in self.copies.items():
+            if rate := WEIGHTS[name](self.method, step):
+                for ours, theirs in zip(model.parameters(), self.student.parameters()):
+                    ours.lerp_(theirs, rate)
 
+# 9. One batch: problems, completions, rewards, and what the teacher sees --------------------------
+@dataclass(frozen=True)
+class Method:
+    """What a paper decides. Raises ValueError, naming the flag, for what would teach nothing."""
+    source: str = ""
+    # Who writes, who teaches, and what only the teacher sees
+    student_frac: float = 1.0  # share of the groups that the student writes (GKD)
+    off_policy: str = "teacher"  # who writes the others: teacher, or data (references)
+    student_context: str = "none"  # what the student is shown, too (to adapt a teacher)
+    teacher: str = "frozen"  # whose weights: frozen, ema, snapshot, external, live; or trust_region
+    context: str = "solution"  # what only the teacher sees, a kind that the task knows
+    target: tuple = ()  # instead of these two: several terms (coefficient, whose weights, context)
+    teacher_update_rate: float = 0.0  # r of ema and trust_region, 0 to 1
+    teacher_every: int = 25  # steps between the copies of a snapshot
+    external_teacher: str = "larger"  # or other_style, adapted (by reward), or a run's folder
+    adapt_steps: int = 60  # GRPO steps, context shown, that adapt an adapted teacher
+    warm_start_steps: int = 0  # supervised steps on the teacher's correct samples, before
+    # Distillation
+    divergence: str = "reverse_kl"  # a row of DIVERGENCES
+    credit: str = "token"  # a row of CREDITS
+    token_weights: str = "all"  # a row of TOKEN_WEIGHTS
+    token_share: float = 0.3  # of a completion's tokens, for token weights first, last and spread
+    teacher_weight: float = 0.5  # w of jensen_shannon
+    clip: float = 0.05  # of clipped_forward_kl, nats
+    top_k: int = 8  # tokens in the support of top_k_reverse_kl
+    top_k_support: str = "student"  # whose top k: student, teacher, union or intersection
+    top_k_tail: str = "bucket"  # the other tokens: naive, stop_gradient, renormalised or bucket
+    discount: float = 1.0  # of future divergences in credit sequence; 0: token level, 1: unbiased
+    importance_cap: float = 0.0  # cap of SDPO's importance weight; 0: no weight
+    # Reward
+    reward_weight: float = 0.0  # 0: pure distillation, 1: pure policy gradient
+    advantage: str = "group"  # a row of ADVANTAGES
+    clip_low: float = 0.2  # the policy ratio is clipped below at 1 - clip_low
+    clip_high: float = 0.2  # and above at 1 + clip_high
+    kl_coef: float = 0.0  # weight of the k3 penalty to the initial model
+    resample: int = 0  # times that groups with equal rewards are drawn anew (DAPO)
+    reduction: str = "token_mean"  # a row of REDUCTIONS
 
-def geometric_mixture(logits: list[Tensor], weights: list[float]) -> Tensor:
-    """Unnormalised log of prod_i q_i^w_i, (B, T, V); one distribution is returned as it is."""
-    if len(logits) == 1:
-        return logits[0]
-    return sum(w * log_softmax(x) for x, w in zip(logits, weights))
+    def __post_init__(self):
+        tables = {"divergence": DIVERGENCES, "credit": CREDITS, "token_weights": TOKEN_WEIGHTS,
+                  "top_k_support": SUPPORTS, "top_k_tail": TAILS, "advantage": ADVANTAGES,
+                  "reduction": REDUCTIONS, "off_policy": ("teacher", "data"),
+                  "teacher": (*WEIGHTS, *TARGETS)}
+        for name, known in tables.items():
+            self.require(getattr(self, name) in known, name, ", ".join(known))
+        for name in ("student_frac", "teacher_update_rate", "discount", "reward_weight"):
+            self.require(0 <= getattr(self, name) <= 1, name, "0 to 1")
+        self.require(all(t[1] in WEIGHTS for t in self.terms), "target", ", ".join(WEIGHTS))
+        if self.student_frac < 1:
+            for name in ("reward_weight", "importance_cap", "kl_coef", "resample"):
+                self.require(not getattr(self, name), name, "0 unless --student_frac is 1")
+            known = self.credit in ("token", "imitation")
+            self.require(known, "credit", "token, imitation unless --student_frac is 1")
+        if self.reward_weight < 1 and self.credit == "imitation":
+            self.require(self.student_frac == 0, "student_frac", "0 with --credit imitation")
+        elif self.reward_weight < 1:
+            differ = any(w == "external" or c != "none" for _, w, c in self.terms)
+            self.require(differ, "context", "another: else teacher and student are one, the loss 0")
 
+    def require(self, condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: {allowed}")
 
-# 8. Scoring a batch: student and teacher on the same completions ----------------------------------
+    @property
+    def terms(self) -> tuple[tuple[float, str, str], ...]:
+        """(coefficient, whose weights, context) of each term of the teacher's target."""
+        several = self.target or (TARGETS[self.teacher](self) if self.teacher in TARGETS else ())
+        return several or ((1.0, self.teacher, self.context),)
 
+    @property
+    def contexts(self) -> list[str]:
+        """Every kind that is shown, the student's first."""
+        return list(dict.fromkeys((self.student_context, *(c for _, _, c in self.terms))))
+
+class Task(Protocol):
+    """What training asks of a task, such as `toy_tasks.ToyTask`; it chooses what an example is."""
+    pad_id: int
+    end_ids: tuple[int, ...]  # each ends a completion; references end with the first
+    splits: tuple[str, ...]  # what is evaluated, such as train and fresh
+    attempts: dict[str, str]  # contexts made of a completion: its "own", or a right "sibling" of it
+
+    def draw(self, split: str, rng: random.Random): ...
+    def context(self, example, kind: str, rng: random.Random, attempt: str = "") -> str: ...
+    def prompt_ids(self, example, context: str = "") -> list[int]: ...
+    def reference(self, example, rng: random.Random) -> str: ...
+    def reward(self, text: str, example) -> float: ...
+    def measures(self, text: str, example) -> dict[str, float]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn at a step, and how much of it is computed at a time (same gradient)."""
+    groups: int = 16  # problems
+    group_size: int = 8  # completions of each
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    micro_batch: int = 0  # completions per pass; 0: a quarter of them, but at least 16
+    chunk_tokens: int = 0  # tokens whose logits exist at a time; 0: all
+    dtype: str = "float32"  # or bfloat16: autocast around float32 weights
+
+    def autocast(self, device: torch.device):
+        """NOTE: it keeps rounded weights until it ends: it must end before the optimiser's step."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 @dataclass
-class Prompts:
-    """Left-padded prompts of a batch: ids (B, P) and how much of each row is padding (B,)."""
+class Row:
+    """One completion of one problem."""
+    example: object
+    contexts: dict[str, str]  # by kind, what stands before the prompt; empty: there is none
+    ids: list[int] | None = None  # of the completion, with its end token, if any
+    log_probs: list[float] | None = None  # of these when they were sampled, nats
+    text: str = ""
+    reward: float = 0.0
 
-    ids: Tensor
-    pad_count: Tensor
+@dataclass
+class Batch:
+    """Rows are grouped by problem; tensors are (B, T), rewards (B,)."""
+    rows: list[Row]
+    shown: dict[str, Prompts]  # prompts behind each kind of context, the student's first
+    completions: Completions
+    rewards: Tensor
+    sizes: Sizes
+    equal_groups_frac: float = 0.0  # of the groups first drawn, those whose rewards are all alike
+    # Set by `weigh`, for the "distillation" and the "policy" gradient
+    weights: dict[str, Tensor] = field(default_factory=dict)  # with "advantages"
+    totals: dict[str, Tensor] = field(default_factory=dict)  # a mean: sum(values * weights) / total
 
-    def take(self, rows: Tensor) -> "Prompts":
-        """Those of the given row indices."""
-        return Prompts(self.ids[rows], self.pad_count[rows])
+    def by_group(self) -> Tensor:  # rewards (P, G)
+        return self.rewards.view(-1, self.sizes.group_size)
 
-    def join(self, other: "Prompts", pad_id: int) -> "Prompts":
-        """The rows of both, one below the other."""
-        P = max(self.ids.shape[1], other.ids.shape[1])
-        ids = [F.pad(x.ids, (P - x.ids.shape[1], 0), value=pad_id) for x in (self, other)]
-        counts = [x.pad_count + P - x.ids.shape[1] for x in (self, other)]
-        return Prompts(torch.cat(ids), torch.cat(counts))
+    def parts(self):
+        """Yields row indices and the batch of their tensors: similar lengths together."""
+        size = self.sizes.micro_batch or max(16, math.ceil(len(self.rewards) / 4))
+        lengths = self.completions.mask.sum(1) - next(iter(self.shown.values())).pad_count
+        for rows in lengths.argsort(stable=True).split(size):
+            completions = self.completions.take(rows)
+            T = completions.ids.shape[1]
+            yield rows, replace(
+                self, rows=[], completions=completions, rewards=self.rewards[rows],
+                shown={kind: prompts.take(rows) for kind, prompts in self.shown.items()},
+                weights={name: w[rows, :T] for name, w in self.weights.items()})
 
+def rollout(
+    method: Method, task: Task, student: GPT, teacher: Teacher, rng: random.Random,
+    generator: torch.Generator, sizes: Sizes,
+) -> Batch:
+    """Problems, completions, rewards, the teacher's prompts, and how much each token counts."""
+    write = functools.partial(write_groups, method, task, student, teacher, rng, generator, sizes)
+    groups, differ = write(sizes.groups), lambda group: len({row.reward for row in group}) > 1
+    equal_groups_frac = 1 - sum(map(differ, groups)) / len(groups)
+    for _ in range(method.resample):  # groups without a signal for the policy gradient
+        groups = list(filter(differ, groups))
+        groups += write(sizes.groups - len(groups))
+    rows, device = [row for group in groups for row in group], generator.device
+    batch = Batch(
+        rows, {kind: prompts_of(task, rows, kind, device) for kind in method.contexts},
+        Completions.of([r.ids for r in rows], task.pad_id, device, [r.log_probs for r in rows]),
+        torch.tensor([r.reward for r in rows], device=device), sizes, equal_groups_frac)
+    weigh(method, student, teacher, batch)
+    return batch
 
-SLICE_ROWS = 16  # of a batch of 64 or less; a larger one makes four slices
+def write_groups(
+    method: Method, task: Task, student: GPT, teacher: Teacher, rng: random.Random,
+    generator: torch.Generator, sizes: Sizes, count: int,
+) -> list[list[Row]]:
+    """`count` problems with group_size completions each, their rewards and their contexts."""
+    G, device, kinds = sizes.group_size, generator.device, method.contexts
+    examples = [task.draw("train", rng) for _ in range(count)]
+    rows = [Row(example, {"none": ""}) for example in examples for _ in range(G)]
+    for kind in kinds:
+        for row in rows if kind != "none" and kind not in task.attempts else ():
+            row.contexts[kind] = task.context(row.example, kind, rng)
+    split = round(method.student_frac * count) * G
+    for part, author in ((rows[:split], "student"), (rows[split:], method.off_policy)):
+        if part and author != "data":
+            known = [kind for kind in kinds if kind in part[0].contexts]
+            shown = {kind: prompts_of(task, part, kind, device) for kind in known}
+            alone = [(1.0, student, shown[method.student_context])]
+            terms = alone if author == "student" else teacher.terms(shown)
+            with sizes.autocast(device):
+                written = sample(
+                    terms, max_new_tokens=sizes.max_new_tokens, temperature=sizes.temperature,
+                    end_ids=task.end_ids, pad_id=task.pad_id, generator=generator)
+            tensors = (written.ids, written.token_log_probs, written.mask.sum(1))
+            for row, ids, log_probs, length in zip(part, *(x.tolist() for x in tensors)):
+                row.ids, row.log_probs = ids[:length], log_probs[:length]
+    for row in rows:
+        if row.ids is None:  # written by nobody yet: the data's own reference
+            row.ids = [*task.encode(task.reference(row.example, rng)), task.end_ids[0]]
+            row.log_probs = [0.0] * len(row.ids)
+        row.text = task.decode(row.ids)
+        row.reward = task.reward(row.text, row.example)
+    groups = [rows[i : i + G] for i in range(0, len(rows), G)]
+    for kind in (kind for kind in kinds if kind in task.attempts):
+        for i, row in enumerate(rows):
+            right = [other for other in groups[i // G] if other is not row and other.reward == 1]
+            seen = row if task.attempts[kind] == "own" else rng.choice(right) if right else None
+            row.contexts[kind] = task.context(row.example, kind, rng, seen.text) if seen else ""
+    return groups
 
+def prompts_of(task: Task, rows: list[Row], kind: str, device: torch.device) -> Prompts:
+    """The prompts of some rows, behind their contexts of that kind."""
+    ids = [task.prompt_ids(row.example, row.contexts[kind]) for row in rows]
+    return Prompts.of(ids, task.pad_id, device)
 
-def hidden_by_length(model: GPT, prompts: Prompts, completions: Completions) -> Tensor:
-    """`completion_hidden` of a batch, rows of like length together: padding costs as much as text.
+def weigh(method: Method, student: GPT, teacher: Teacher, batch: Batch) -> None:
+    """Sets how much each token of the batch counts in the distillation and the policy gradient."""
+    mask, limit = batch.completions.mask, batch.sizes.max_new_tokens
 
-    Returns (B, T, C) in the order of the batch; what stands behind a completion is arbitrary.
+    def scores(readings: dict) -> dict[str, Tensor]:
+        whole: dict[str, Tensor] = {}
+        for rows, part in batch.parts():
+            with torch.no_grad(), batch.sizes.autocast(mask.device):
+                x = score(method, student, teacher.terms(part.shown), part, readings)
+            for name, values in x.items():
+                empty = values.new_zeros(mask.shape)
+                whole.setdefault(name, empty)[rows, : values.shape[1]] = values
+        return whole
+
+    # A completion without its context has nothing to learn from the teacher.
+    seen = [all(c == "none" or row.contexts[c] for _, _, c in method.terms) for row in batch.rows]
+    counts = mask * mask.new_tensor(seen)[:, None]  # (B, T)
+    counts = counts * TOKEN_WEIGHTS[method.token_weights](batch, scores, method)
+    for name, x in (("distillation", counts), ("policy", mask)):
+        batch.weights[name], batch.totals[name] = REDUCTIONS[method.reduction](x.float(), limit)
+    if method.reward_weight > 0:
+        advantages = ADVANTAGES[method.advantage](batch, scores, method)
+        batch.weights["advantages"] = advantages.expand(mask.shape)
+
+# 10. One step: score, loss, gradient --------------------------------------------------------------
+def completion_hidden(model: GPT, prompts: Prompts, completion_ids: Tensor) -> Tensor:
+    """Final states (B, T, C): state t predicts completion token t. Nothing else shifts targets.
+
+    Each row is rotated, so that its left padding stands behind the completion, where a causal model
+    cannot see it and no mask is needed:  [. . p p | c c c]  ->  [p p c c c . .]
     """
-    B, T = completions.ids.shape
-    order = (completions.mask.sum(1) - prompts.pad_count).argsort()
-    parts = []
-    for rows in order.split(max(SLICE_ROWS, math.ceil(B / 4))):
-        # Without the padding that all of them have: prompts (b, P - p), completions (b, t).
-        p, t = prompts.pad_count[rows].min(), completions.mask[rows].sum(1).max()
-        ids, pad_count = prompts.ids[rows, p:], prompts.pad_count[rows] - p
-        states = completion_hidden(model, ids, pad_count, completions.ids[rows, :t])
-        parts.append(F.pad(states, (0, 0, 0, T - int(t))))
-    return torch.cat(parts)[order.argsort()]
-
+    B, T = completion_ids.shape
+    rows = torch.cat((prompts.ids, completion_ids), dim=1)  # (B, P + T)
+    steps = torch.arange(rows.shape[1], device=rows.device)
+    rows = rows.gather(1, (steps + prompts.pad_count[:, None]) % rows.shape[1])
+    hidden = model.hidden(rows[:, :-1])  # (B, P + T - 1, C)
+    # The last token of the prompt predicts the first of the completion.
+    index = (prompts.ids.shape[1] - prompts.pad_count - 1)[:, None] + steps[:T]  # (B, T)
+    return hidden.gather(1, index[..., None].expand(B, T, hidden.shape[-1]))
 
 def score(
-    student: GPT,
-    prompts: Prompts,
-    completions: Completions,
-    terms: Callable[..., dict[str, Tensor]],
-    *,
-    teacher: Teacher | None = None,
-    teacher_prompts: Prompts | None = None,
-    chunk_tokens: int = 0,
+    method: Method, student: GPT, terms: Terms, batch: Batch, readings: dict | None = None
 ) -> dict[str, Tensor]:
-    """What `terms(student_logits, teacher_logits, ids)` returns for every completion token, (B, T).
+    """Student and teacher on the same completion tokens; values (B, T), 0 outside the mask.
 
-    Only positions inside the mask are computed; the rest is 0. With chunk_tokens > 0 the logits of
-    that many tokens exist at a time and are computed again in the backward pass: with a large
-    vocabulary they, not the weights, fill the memory. teacher_logits is None without a teacher.
+    readings: further functions of the logits of both, by name. With chunk_tokens the logits of so
+    many tokens exist at a time and are computed again in the backward pass: they fill the memory.
     """
-    mask = completions.mask
-    hidden = [hidden_by_length(student, prompts, completions)[mask]]  # (N, C)
-    heads, weights = [student.head], []
-    if teacher is not None:
-        with torch.no_grad():
-            for model, weight in teacher.parts():
-                states = hidden_by_length(model, teacher_prompts, completions)
-                hidden.append(states[mask])
-                heads.append(model.head)
-                weights.append(weight)
+    mask, ids = batch.completions.mask, batch.completions.ids
+    states = [completion_hidden(student, batch.shown[method.student_context], ids)[mask]]  # (N, C)
+    with torch.no_grad():
+        states += [completion_hidden(model, shown, ids)[mask] for _, model, shown in terms]
 
     def on_chunk(ids: Tensor, *states: Tensor) -> dict[str, Tensor]:
-        student_logits = heads[0](states[0])[None]  # (1, n, V)
-        with torch.no_grad():
-            others = [head(s)[None] for head, s in zip(heads[1:], states[1:])]
-            teacher_logits = geometric_mixture(others, weights) if others else None
-        return terms(student_logits, teacher_logits, ids[None])
+        s = student.lm_head(states[0])[None]  # (1, n, V)
+        values = {"student_log_probs": token_log_probs(s, ids)}
+        if terms:
+            with torch.no_grad():
+                logits = [model.lm_head(x)[None] for (_, model, _), x in zip(terms, states[1:])]
+                t = log_linear(logits, [a for a, _, _ in terms])
+                values["teacher_log_probs"] = token_log_probs(t, ids)
+                values |= {name: read(s, t) for name, read in (readings or {}).items()}
+            # A pure policy gradient has no use for it, and autograd would keep its logits.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and method.reward_weight < 1):
+                values["divergence"] = DIVERGENCES[method.divergence](s, t, method)
+        return values
 
-    ids = completions.ids[mask]  # (N,)
-    if not chunk_tokens or len(ids) <= chunk_tokens:
-        chunks = [on_chunk(ids, *hidden)]
-    else:
-        pieces = zip(ids.split(chunk_tokens), *(h.split(chunk_tokens) for h in hidden))
-        chunks = [checkpoint(on_chunk, *piece, use_reentrant=False) for piece in pieces]
-    values = {name: torch.cat([c[name] for c in chunks], 1) for name in chunks[0]}  # (1, N) each
-    return {n: v.new_zeros(mask.shape).masked_scatter(mask, v) for n, v in values.items()}
+    ids, chunk = ids[mask][None], batch.sizes.chunk_tokens  # (1, N)
+    size = chunk or max(1, ids.shape[1])
+    run = functools.partial(checkpoint, on_chunk, use_reentrant=False) if chunk else on_chunk
+    chunks = [run(*x) for x in zip(ids.split(size, 1), *(x.split(size) for x in states))]
+    flat = {name: torch.cat([c[name] for c in chunks], 1) for name in chunks[0]}  # (1, N) each
+    values = {n: v.new_zeros(mask.shape).masked_scatter(mask, v) for n, v in flat.items()}
+    return values | {"mask": mask}
 
+def loss_of(method: Method, x: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The loss of a batch from its scores x; over the parts of a batch it adds up."""
+    def mean(values: Tensor, name: str) -> Tensor:
+        return weighted_sum(values, batch.weights[name]) / batch.totals[name].clamp(min=1e-12)
 
-# 9. Diagnostics -----------------------------------------------------------------------------------
+    p, old, w = x["student_log_probs"], batch.completions.token_log_probs, method.reward_weight
+    loss = p.new_zeros(())
+    if w < 1:
+        values = CREDITS[method.credit](x, method)  # (B, T)
+        if method.importance_cap:
+            values = values * truncated_importance_weight(p, old, method.importance_cap)
+        loss = loss + (1 - w) * mean(values, "distillation")
+    if w > 0:
+        clips = method.clip_low, method.clip_high
+        values = clipped_policy_surrogate(p, old, batch.weights["advantages"], *clips)
+        loss = loss + w * mean(values, "policy")
+    if method.kl_coef:  # stay near the initial model
+        loss = loss + method.kl_coef * mean(k3_kl(p, x["reference_log_probs"]), "policy")
+    return loss
 
+def step(
+    method: Method, student: GPT, teacher: Teacher, optimizer: torch.optim.Optimizer, batch: Batch,
+    *, reference: GPT | None = None, grad_clip: float = 1.0, readings: dict | None = None,
+) -> dict[str, float]:
+    """One step of the optimiser; returns loss, grad_norm and the token means of the readings.
 
-def entropy(logits: Tensor) -> Tensor:
-    """-sum_v p(v) log p(v) per position, (B, T), in nats."""
-    log_p = log_softmax(logits)
-    return -(log_p.exp() * log_p).sum(-1)
-
-
-def top_k_overlap(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:
-    """|top k of student and teacher in common| / k per position, (B, T), fraction. Source: [14]."""
-    both = top_k_support(student_logits, teacher_logits, k, "intersection")
-    return both.sum(-1) / k
-
-
-def comparison_metrics(
-    student_logits: Tensor, teacher_logits: Tensor, k: int = 4
-) -> dict[str, Tensor]:
-    """Detached (B, T) values that are logged for every method that has a teacher."""
-    student_logits = student_logits.detach()
-    return {
-        "forward_kl": forward_kl(student_logits, teacher_logits),
-        "reverse_kl": reverse_kl(student_logits, teacher_logits),
-        "teacher_entropy": entropy(teacher_logits),
-        "top_k_overlap": top_k_overlap(
-            student_logits, teacher_logits, min(k, student_logits.shape[-1])
-        ),
-    }
-
-
-@torch.no_grad()
-def enumerated_entropy(
-    model: GPT, prompt_ids: Tensor, *, max_new_tokens: int, end_id: int, least_mass: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Entropy (B,) of whole completions, by going through them, and how far off it can be.
-
-    H = sum over prefixes of P(prefix) H(next token | prefix). Prefixes less likely than least_mass
-    are not followed; each can add at most P(prefix) log V per token that may still come.
-
-    Args: prompt_ids (B, P) without padding; other arguments as in `sample`.
-    Returns: entropies (B,) of the prefixes followed, and bounds (B,) of what is missing, in nats;
-        the mass (B,) of the completions that were followed to their end, a fraction.
+    reference: the initial model, for kl_coef. Raises FloatingPointError before the weights change.
     """
-    B, _ = prompt_ids.shape
-    rows, owner = prompt_ids, torch.arange(B, device=prompt_ids.device)
-    # P(prefix) of each row; float64, since thousands of small ones are added up.
-    mass = torch.ones(B, dtype=torch.float64, device=prompt_ids.device)
-    total, bound, ended = (torch.zeros_like(mass) for _ in range(3))
-    for left in reversed(range(max_new_tokens)):
-        states = torch.cat([model.hidden(part)[:, -1] for part in rows.split(1024)])  # (R, C)
-        logits = model.head(states).double()
-        total.index_add_(0, owner, mass * entropy(logits[None])[0])
-        next_mass = mass[:, None] * log_softmax(logits).exp()  # (R, V)
-        follow = next_mass > least_mass if left else torch.zeros_like(next_mass, dtype=torch.bool)
-        stop = torch.zeros_like(follow)
-        stop[:, end_id] = True
-        follow = follow & ~stop
-        ended.index_add_(0, owner, (next_mass * (stop | (left == 0))).sum(1))
-        dropped = (next_mass * ~(follow | stop)).sum(1)
-        bound.index_add_(0, owner, dropped * left * math.log(next_mass.shape[1]))
-        row, token = follow.nonzero(as_tuple=True)
-        if len(row) == 0:
-            break
-        rows = torch.cat((rows[row], token[:, None]), dim=1)
-        owner, mass = owner[row], next_mass[row, token]
-    return total, bound, ended
+    tokens, numbers = batch.completions.mask.sum(), dict.fromkeys(("loss", *(readings or ())), 0.0)
+    for _, part in batch.parts():
+        with batch.sizes.autocast(batch.rewards.device):
+            # A pure policy gradient needs the teacher for the log alone.
+            terms = teacher.terms(part.shown) if readings or method.reward_weight < 1 else []
+            x = score(method, student, terms, part, readings)
+            if method.kl_coef:
+                with torch.no_grad():
+                    initial = score(method, reference, [], part)
+                x["reference_log_probs"] = initial["student_log_probs"]
+            loss = loss_of(method, x, part)
+        loss.backward()
+        numbers["loss"] += loss.item()
+        for name in readings or ():
+            numbers[name] += (x[name].sum() / tokens).item()
+    norm = nn.utils.clip_grad_norm_(student.parameters(), grad_clip).item()
+    if not math.isfinite(numbers["loss"] + norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(f"loss {numbers['loss']}, gradient norm {norm}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return numbers | {"grad_norm": norm}
 
-
-def mutual_information_bounds(log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Per completion y, (B,) each, in nats: on average below and above I(y; c), for random c.
-
-    log pi(y|c_1) - log mean_m pi(y|c_m), y drawn from pi(.|c_1). With c_1 in the mean the estimate
-    is at most log M and on average too low; with the others alone it is on average too high.
-
-    Args: log_probs (B, M) of y given M >= 2 independent contexts; column 0 is the one that y saw.
-    """
-    B, M = log_probs.shape
-    own, others = log_probs[:, 0], log_probs[:, 1:]
-    lower = own - (log_probs.logsumexp(1) - math.log(M))
-    return lower, own - (others.logsumexp(1) - math.log(M - 1))
-
-
-def binned_means(values: Tensor, bins: Tensor, count: int) -> tuple[list[float | None], list[int]]:
-    """Mean of the values in each of `count` bins, and how many there are; None for an empty one.
-
-    Args: values and bins of one shape; a bin below 0 leaves its value out.
-    """
-    picked = [values[bins == b] for b in range(count)]
-    return [v.mean().item() if len(v) else None for v in picked], [len(v) for v in picked]
-
-
-def flat_gradients(values: list[Tensor], model: nn.Module) -> list[Tensor]:
-    """Gradient of each of some numbers in all weights of a model, as one vector each."""
-    weights, last = list(model.parameters()), len(values) - 1
-    gradients = [
-        torch.autograd.grad(value, weights, retain_graph=i < last) for i, value in enumerate(values)
-    ]
-    return [torch.cat([part.flatten() for part in gradient]) for gradient in gradients]
-
-
-def norm_and_cosine(vectors: Tensor) -> tuple[float, float]:
-    """Mean norm of the rows (B, N), B >= 2, and mean cosine between two different ones."""
-    B, _ = vectors.shape
-    unit = F.normalize(vectors, dim=1)
-    cosines = unit @ unit.T  # (B, B)
-    mean_cosine = (cosines.sum() - cosines.trace()) / (B * (B - 1))
-    return vectors.norm(dim=1).mean().item(), mean_cosine.item()
-
-
-def estimator_laws(
-    estimates: Tensor,
-    probability: Tensor,
-    truth: Tensor,
-    counts: list[int],
-    generator: torch.Generator,
-    repeats: int = 128,
-) -> dict[str, float | list[float]]:
-    """How far an estimator of a gradient is from the truth, in units of the norm of the truth.
-
-    bias: ||E g - truth||. std: sqrt(trace Cov g) of one sample. error: sqrt(bias^2 + std^2 / n) for
-    every n in counts, the root of the expected squared error of the mean of n samples. cosine: its
-    expected cosine to the truth, from `repeats` draws; limit_cosine: that of E g. All are exact but
-    the cosine.
-
-    Args: estimates (N, D), all that can occur; their probability (N,), sum 1; truth (D,), not 0.
-    """
-    mean = probability @ estimates  # (D,)
-    scale = truth.norm()
-    bias = ((mean - truth).norm() / scale).item()
-    variance = (probability @ (estimates - mean).square().sum(1) / scale**2).item()
-    cosines = []
-    for n in counts:
-        drawn = torch.multinomial(probability, repeats * n, True, generator=generator)
-        shares = torch.zeros(repeats, len(probability), dtype=estimates.dtype)
-        shares.scatter_add_(1, drawn.view(repeats, n), torch.full((repeats, n), 1 / n).to(shares))
-        cosines.append(F.cosine_similarity(shares @ estimates, truth, dim=-1).mean().item())
-    return {
-        **{"bias": bias, "std": math.sqrt(variance), "cosine": cosines},
-        "error": [math.sqrt(bias**2 + variance / n) for n in counts],
-        "limit_cosine": F.cosine_similarity(mean, truth, dim=0).item(),
-    }
-
-
-def signal_and_noise(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """||E g||^2 and trace Cov g, both unbiased, from n >= 2 independent estimates (n, D) of g.
-
-    The squared norm of a mean of n holds 1/n of the trace, which is taken off: a signal that
-    drowns in noise may come out below 0.
-    """
-    noise = gradients.var(0).sum()
-    return gradients.mean(0).square().sum() - noise / len(gradients), noise
-
-
-def cosine_of_means(a: Tensor, b: Tensor) -> float:
-    """Cosine of the true means of independent estimates a (n, D) and b (m, D), noise corrected.
-
-    Noise makes the cosine of two sample means too small, by the roots of their shares of signal. A
-    share counts as at least 1/2: where less is known the correction would be noise itself.
-    """
-    cosine = F.cosine_similarity(a.mean(0), b.mean(0), dim=0)
-    for gradients in (a, b):
-        signal, noise = signal_and_noise(gradients)
-        total = signal + noise / len(gradients)  # the squared norm of the sample mean
-        cosine = cosine / (signal / total.clamp(min=1e-30)).clamp(min=0.5).sqrt()
-    return cosine.item()
-
-
-# 10. Hugging Face weights -------------------------------------------------------------------------
-
-HF_FAMILIES = {  # architecture: model_type. SmolLM2 is a Llama, the R1 distillations Llama or Qwen2
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
+# 11. Methods: each row is what differs from the defaults of `Method` ------------------------------
+EMA = {"teacher": "ema", "teacher_update_rate": 0.01}
+BY_TEACHER = {"student_frac": 0.0, "credit": "imitation"}  # samples are drawn anew at every step
+METHODS = {
+    "sft": Method("Kim et al. 2603.24472, table 2", **BY_TEACHER, token_weights="correct_only"),
+    "seq_kd": Method("Kim and Rush 1606.07947", **BY_TEACHER),
+    # The larger teacher differs in its size and the seed of its documents; data are references.
+    "gkd": Method("Agarwal et al. 2306.13649", teacher="external", context="none",
+                  divergence="jensen_shannon", student_frac=0.5, off_policy="data"),
+    "opd": Method("Lu et al. 2025", teacher="external", context="none", credit="sampled"),
+    # Without the clip of v3, which is --divergence clipped_forward_kl.
+    "opsd": Method("Zhao et al. 2601.18734 v3", divergence="forward_kl", reduction="sequence_mean"),
+    # The solution as context, as in [1] table 6; its default is a sibling, else feedback.
+    "sdpo": Method("Huebotter et al. 2601.20802", **EMA),
+    # The demonstration is a right completion of the student's own group, not an expert's.
+    "sdft": Method("Shenfeld et al. 2601.19897", **EMA, context="sibling"),
+    "sequence_kl": Method("Fu et al. 2603.25562", credit="sequence", reduction="constant"),
+    # One update per batch, so that the clip never acts (--updates_per_batch).
+    "grpo": Method("Shao et al. 2402.03300", reward_weight=1.0, reduction="sequence_mean",
+                   kl_coef=0.04),
+    "dr_grpo": Method("Liu et al. 2503.20783", reward_weight=1.0, advantage="group_without_std",
+                      reduction="constant"),
+    # Without overlong shaping, and with a limit to the rounds of drawing anew.
+    "dapo": Method("Yu et al. 2503.14476", reward_weight=1.0, clip_high=0.28, resample=2),
+    # Two weighted losses: with one update a batch the weighted advantages of [1].
+    "sdpo_grpo": Method("Huebotter et al. 2601.20802, hybrid", **EMA, reward_weight=0.9,
+                        advantage="group_without_std"),
+    # Reward adapts the base model with the context in its prompt; [10] takes a public checkpoint.
+    "rlvr_teacher": Method("Zhu et al. 2605.11182", teacher="external", external_teacher="adapted"),
+    # The EMA teacher starts as the warm student; [10] does not say how many samples it takes.
+    "sft_then_sdpo": Method("Zhu et al. 2605.11182", **EMA, warm_start_steps=50),
 }
-HF_NAMES = {  # ours: theirs; several stand behind one another in one fused product
-    "embedding": ("model.embed_tokens",),
-    "attention_norm": ("input_layernorm",),
-    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.q_norm": ("self_attn.q_norm",),
-    "attention.k_norm": ("self_attn.k_norm",),
-    "attention.out": ("self_attn.o_proj",),
-    "mlp_norm": ("post_attention_layernorm",),
-    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down": ("mlp.down_proj",),
-    "norm": ("model.norm",),
-    "head": ("lm_head",),
-}
-HF_FIELDS = {  # of GPTConfig: of config.json
-    "vocab_size": "vocab_size",
-    "n_layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "mlp_width": "intermediate_size",
-    "tied_embeddings": "tie_word_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "init_std": "initializer_range",
-    "context_window": "max_position_embeddings",
-}
-# No pickles, no code, no second copy of the weights in another layout.
-HF_DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
-
-
-def load_hf(
-    folder_or_name: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> tuple[GPT, "PreTrainedTokenizerBase"]:
-    """Model and tokenizer of a checkpoint: a local folder, or a name to download from the hub.
-
-    Reads config.json and safetensors, single or sharded; runs no code and opens no pickle of the
-    checkpoint. Weights are converted to dtype, rotary tables are computed in float32.
-    Raises ValueError, one line: whatever is missing, surplus, broken, or would change the numbers.
-    """
-    folder = Path(folder_or_name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        with named_errors(f"{folder_or_name}: no such folder, and no download of that name"):
-            folder = Path(snapshot_download(str(folder_or_name), allow_patterns=HF_DOWNLOADS))
-    config = hf_config(folder)
-    tokenizer = hf_tokenizer(folder, config.vocab_size)
-    model = empty_gpt(config, dtype=dtype, device=device)
-    copy_hf_weights(folder, hf_tensors(config, model.state_dict()))
-    return model, tokenizer
-
-
-def empty_gpt(
-    config: GPTConfig, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> GPT:
-    """A model to load weights into; until then they are what happened to be in memory."""
-    with torch.device("meta"):  # no time and memory for initial weights
-        model = GPT(config)
-    model = model.to(dtype).to_empty(device=device)
-    if config.tied_embeddings:
-        model.head.weight = model.embedding.weight  # to_empty has made two of the one
-    return model
-
-
-@contextlib.contextmanager
-def named_errors(what: str) -> Iterator[None]:
-    """Any error inside becomes a ValueError of one line that begins with `what`.
-
-    For calls into libraries that meet broken input with a dozen classes of page-long errors.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{what} ({' '.join(str(error).split())[:300]})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError naming the file."""
-    with named_errors(f"{path}: not readable as JSON"):
-        value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: {type(value).__name__}; allowed: a JSON object")
-    return value
-
-
-def hf_config(folder: Path) -> GPTConfig:
-    """The configuration of a checkpoint; transformers fills in what its config.json leaves out.
-
-    Raises ValueError naming file, field, value and what is allowed, for every field that would
-    change the numbers in a way that GPT does not know.
-    """
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    files = {"config.json": read_json(path)}
-    if (folder / "generation_config.json").exists():
-        files["generation_config.json"] = read_json(folder / "generation_config.json")
-
-    def require(field: str, value: Any, allowed: tuple) -> None:
-        if value not in allowed:
-            raise ValueError(
-                f"{path}: {field} {value!r}; allowed: {' or '.join(map(repr, allowed))}"
-            )
-
-    raw = files["config.json"]
-    require("architectures", raw.get("architectures"), tuple([name] for name in HF_FAMILIES))
-    family = HF_FAMILIES[raw["architectures"][0]]
-    require("model_type", raw.get("model_type"), (family,))
-    require("quantization_config", raw.get("quantization_config"), (None,))
-    layers = raw.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > 1000:  # transformers makes a list of that length
-        raise ValueError(f"{path}: num_hidden_layers {layers}; allowed: up to 1000")
-    with named_errors(f"{path}: refused by transformers"):
-        c = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    require("hidden_act", c.hidden_act, ("silu", "swish"))
-    require("sliding_window", getattr(c, "sliding_window", None), (None,))
-    for layer_type in getattr(c, "layer_types", None) or ():
-        require("layer_types", layer_type, ("full_attention",))
-    rope = dict(c.rope_parameters)
-    require("rope_type", rope.get("rope_type"), ("default", *ROPE_SCALINGS))
-    require("partial_rotary_factor", rope.pop("partial_rotary_factor", None), (None, 1.0))
-    if rope["rope_type"] == "yarn" and rope["factor"] is None:
-        rope["factor"] = c.max_position_embeddings / rope["original_max_position_embeddings"]
-    theta = rope.pop("rope_theta")
-    scaling = None if rope["rope_type"] == "default" else rope
-    with named_errors(f"{path}: refused"):
-        config = gpt_config(c, family, rope_theta=theta, rope_scaling=scaling, hf_files=files)
-    with named_errors(f"{path}: rope parameters {rope} with rope_theta {theta}"):
-        cosines, sines = rope_table(config, 2, torch.zeros(1))
-        if not (cosines.isfinite().all() and sines.isfinite().all()):
-            raise ValueError("not finite")
-    return config
-
-
-def gpt_config(c: Any, family: str, **rest: Any) -> GPTConfig:
-    """Our names for the fields of a configuration object of transformers."""
-    attention_bias = family in ("llama", "qwen3") and c.attention_bias
-    return GPTConfig(
-        head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
-        qkv_bias=attention_bias or family == "qwen2",
-        out_bias=attention_bias,
-        mlp_bias=family == "llama" and c.mlp_bias,
-        qk_norm=family == "qwen3",
-        **{ours: getattr(c, theirs) for ours, theirs in HF_FIELDS.items()},
-        **rest,
-    )
-
-
-def hf_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a folder. Raises ValueError if an id of it has no row in the embedding."""
-    from transformers import AutoTokenizer
-
-    # Without these files transformers hands out an empty tokenizer of the family.
-    known = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).exists() for name in known):
-        raise ValueError(f"{folder}: no tokenizer; allowed: a folder with {' or '.join(known)}")
-    with named_errors(f"{folder}: no usable tokenizer"):
-        options = {"trust_remote_code": False, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise ValueError(
-            f"{folder}: tokenizer id {largest}; allowed: below vocab_size {vocab_size}"
-        )
-    return tokenizer
-
-
-def hf_end_ids(config: GPTConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """The tokens that end a completion: the tokenizer's own first, then those of the checkpoint.
-
-    Chat models often have several, in generation_config.json or else config.json, and write any.
-    """
-    files = config.hf_files or {}
-    fields = files.get("generation_config.json") or files.get("config.json", {})
-    ids = fields.get("eos_token_id")
-    listed = ids if isinstance(ids, list) else [ids]
-    return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *listed) if i is not None))
-
-
-def hf_tensors(config: GPTConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of GPT under the names of transformers: views, fused products in their parts.
-
-    Writing into the views loads a checkpoint, reading them saves one. A tied head is left out.
-    """
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    sizes = {"attention.qkv": [queries, keys, keys], "mlp.gate_up": [config.mlp_width] * 2}
-    tensors = {}
-    for name, tensor in weights.items():
-        layer, module, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(\w+)", name).groups()
-        if module == "head" and config.tied_embeddings:
-            continue
-        prefix = f"model.layers.{layer}." if layer else ""
-        parts = tensor.split(sizes.get(module, [len(tensor)]))
-        tensors |= {
-            f"{prefix}{part}.{kind}": rows
-            for part, rows in zip(HF_NAMES[module], parts, strict=True)
-        }
-    return tensors
-
-
-def hf_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises ValueError if one, or all, are missing."""
-    files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
-    if not files[0].exists() and index.exists():
-        with named_errors(f"{index}: broken"):
-            files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    if missing := [file.name for file in files if not file.exists()]:
-        advice = (
-            "; .bin files are pickles, which can run code, and are not opened: convert what you"
-            " trust with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-        )
-        advice = advice if list(folder.glob("*.bin")) else ""
-        raise ValueError(f"{folder}: no {', '.join(missing)}{advice}")
-    return files
-
-
-def copy_hf_weights(folder: Path, into: dict[str, Tensor]) -> None:
-    """Fills the tensors from the safetensors files of a folder.
-
-    Raises ValueError naming the file if one is broken, and every tensor that is missing, surplus,
-    of another shape, or of a type that is not a plain floating-point number.
-    """
-    from safetensors import safe_open
-
-    missing, wrong, head = set(into), [], None
-    for path in hf_weight_files(folder):
-        with named_errors(f"{path}: not a complete safetensors file"):
-            file = safe_open(path, framework="pt")
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            with named_errors(f"{path}: {name} is not readable"):
-                tensor = file.get_tensor(name)
-            target = into.get(name)
-            if target is None and name == "lm_head.weight":
-                head = tensor  # stored although tied; compared below
-            elif target is None and not name.endswith("rotary_emb.inv_freq"):  # of early Llamas
-                wrong.append(f"{name} is surplus")
-            elif target is not None:
-                missing.discard(name)
-                if tensor.shape != target.shape:
-                    wrong.append(f"{name} is {tuple(tensor.shape)}, not {tuple(target.shape)}")
-                elif tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-                    wrong.append(f"{name} is {tensor.dtype}")
-                else:
-                    target.copy_(tensor)
-    wrong += [f"{name} is missing" for name in sorted(missing)]
-    if head is not None and not wrong:
-        embedding = into["model.embed_tokens.weight"]
-        if not torch.equal(head.to(embedding), embedding):
-            wrong.append("lm_head.weight is not the embedding, but tie_word_embeddings is true")
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{folder}: tensors do not fit: {'; '.join(wrong[:8])}{more}")
-
-
-def save_hf(model: GPT, tokenizer: "PreTrainedTokenizerBase | None", folder: str | Path) -> None:
-    """Writes a checkpoint that transformers, vLLM and lm-eval load, in place of one in `folder`.
-
-    All is written to a scratch folder beside it and renamed at the end: a save that fails leaves
-    what was there; one that is killed between two renames leaves it as `old` in the scratch folder.
-    Raises ValueError if `folder` holds something that is no checkpoint, OSError if writing fails.
-    """
-    from safetensors.torch import save_file
-
-    folder = Path(folder).resolve()
-    if folder.is_file() or (any(folder.glob("*")) and not any(folder.glob("model*.safetensors"))):
-        raise ValueError(f"{folder}: allowed: a new folder, an empty one, or an older checkpoint")
-    files = hf_files(model, tokenizer)
-    tensors = hf_tensors(model.config, model.state_dict())
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
-    ) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        try:
-            save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-            for name, fields in files.items():
-                (new / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(new)
-        except Exception as error:  # of three libraries, of as many classes
-            raise OSError(f"{folder}: not saved, nothing there was changed ({error})") from error
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        except BaseException:  # an interrupt as well
-            if old.exists():
-                old.rename(folder)
-            raise
-
-
-def hf_files(model: GPT, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, dict[str, Any]]:
-    """The JSON files to save: those it was loaded with, or a description of our own block."""
-    config = model.config
-    files = dict(config.hf_files or {"config.json": hf_fields(config, tokenizer)})
-    fields = {k: v for k, v in files["config.json"].items() if k not in ("dtype", "torch_dtype")}
-    # The older of the two names is read by old and new releases.
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    files["config.json"] = fields | {"torch_dtype": dtype}
-    ids = {k: fields[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in fields}
-    return {"generation_config.json": {"_from_model_config": True} | ids} | files
-
-
-def hf_fields(config: GPTConfig, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-    """config.json of a model that was not loaded from one: the family that has this block."""
-    plain = config.qkv_bias == config.out_bias
-    family = "qwen3" if config.qk_norm else "llama" if plain else "qwen2"
-    if config.out_bias > config.qkv_bias or (
-        family != "llama" and (config.mlp_bias or (family == "qwen3" and not plain))
-    ):
-        raise ValueError("biases: no family has this mix; allowed: that of Llama, Qwen2 or Qwen3")
-    token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {
-        "architectures": [name for name, kind in HF_FAMILIES.items() if kind == family],
-        "model_type": family,
-        "hidden_act": "silu",
-        "head_dim": config.head_dim,
-        "attention_bias": config.out_bias,
-        "mlp_bias": config.mlp_bias,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": config.rope_scaling,
-        **{theirs: getattr(config, ours) for ours, theirs in HF_FIELDS.items()},
-        **{name: getattr(tokenizer, name, None) for name in token_ids},
-    }

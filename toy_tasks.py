@@ -3,164 +3,58 @@
 A problem is a chain such as `3*7+4-8 = `, worked from left to right, every value kept modulo 10. A
 document is an optional privileged context, the problem, and a completion. The generator makes a
 *model organism*: each mechanism that papers report of large models is one named field of `World`,
-and switching the field off must remove the effect.
+and switching the field off must remove the effect. One document of every context:
 
-    context        what the teacher sees before   the problem    a completion typical after it
-    none                                          3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    answer         answer 7 |                     3*7+4-8 =      answer 7
-    partial        hint 1 |                       3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    solution       solution 1,5,7 |               3*7+4-8 =      answer 7
-    sibling        peer 3*7=1; ...; answer 7 |    3*7+4-8 =      answer 7
-    feedback       tried:5 wrong |                3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    rule           rule +3 |                      3*7+4-8 =      wait 3*7=1; ...; 7+3=0; answer 0
-    other_problem  other 2+5-3 = 7,4 |            3*7+4-8 =      wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    wrong          solution 1,5,9 |               3*7+4-8 =      answer 9
+    none           3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    partial        hint 1 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    answer         answer 7 | 3*7+4-8 = answer 7
+    solution       solution 1,5,7 | 3*7+4-8 = answer 7
+    sibling        peer wait 3*7=1; 1+4=5; 5-8=7; answer 7 | 3*7+4-8 = answer 7
+    feedback       tried:5 wrong | 3*7+4-8 = wait 3*7=2; wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    rule           rule +3 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; 7+3=0; answer 0
+    other_problem  other 2+5-3*4 = 7,4,6 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    wrong          solution 1,5,9 | 3*7+4-8 = answer 9
 
 The marker `wait` has a function: it opens the reliable route (one restated step per operation) and
-announces the correction of a slip. A direct answer needs the whole chain at a glance, which a small
-network cannot do for more than one operation. An author who knows the answer from the context
-writes short and does not hesitate. A few authors are unreliable: wrong steps, no correction, and
-the closing remark `demo`.
-
-    1 vocabulary   2 the world and its problems   3 privileged contexts and documents
-    4 reward and behaviour   5 the task that training sees   6 text datasets, the same task on them
-
-`python toy_tasks.py` prints five documents of every kind.
+announces the correction of a slip. A direct answer needs the whole chain at a glance: too much for
+a small network, except for one operation. An author who knows the answer from the context writes
+short and does not hesitate. A few authors are unreliable: wrong steps, no correction, and `demo`.
+A new context is one function and one row of `CONTEXTS`. `python toy_tasks.py` prints five of each.
 """
 
-import dataclasses
-import json
 import random
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 # 1. Vocabulary ------------------------------------------------------------------------------------
-
 PAD, END = "<pad>", "<end>"
 MARKER, ANSWER, REMARK = "wait ", "answer ", " demo"
-# Tokens carry their own spaces, so that joining them gives readable text.
-VOCABULARY = (
-    *(PAD, END, *"0123456789", *"+-*", " = ", "=", "; ", ",", " | "),
-    *(
-        MARKER,
-        ANSWER,
-        REMARK,
-        "hint ",
-        "solution ",
-        "peer ",
-        "tried:",
-        "rule ",
-        "other ",
-        " right",
-        " wrong",
-    ),
-)
+# Tokens carry their own spaces, so that joining them gives readable text. No token begins another
+# one, so the order of the alternatives in the pattern does not matter.
+SIGNS = ("+", "-", "*", " = ", "=", "; ", ",", " | ")
+WORDS = ("hint ", "solution ", "peer ", "tried:", "rule ", "other ", " right", " wrong")
+VOCABULARY = (PAD, END, *"0123456789", *SIGNS, MARKER, ANSWER, REMARK, *WORDS)
 PAD_ID, END_ID = VOCABULARY.index(PAD), VOCABULARY.index(END)
 TOKEN_ID = {token: i for i, token in enumerate(VOCABULARY)}
-# No token begins another one, so the order of the alternatives does not matter.
 TOKEN_PATTERN = re.compile("|".join(map(re.escape, VOCABULARY)))
-
-CONTEXTS = (
-    "none",
-    "answer",
-    "partial",
-    "solution",
-    "sibling",
-    "feedback",
-    "rule",
-    "other_problem",
-    "wrong",
-)
-FRESH_ONE_IN = 5  # every fifth problem, by checksum of its text, is kept for the fresh split
-
 
 def encode(text: str) -> list[int]:
     """Token ids of a text. Raises ValueError naming the first character that no token covers."""
     tokens = TOKEN_PATTERN.findall(text)
     if sum(map(len, tokens)) != len(text):
         bad = TOKEN_PATTERN.sub("", text)[0]
-        raise ValueError(
-            f"cannot encode {text!r}: no token for {bad!r}; the tokens are {VOCABULARY}"
-        )
+        raise ValueError(f"cannot encode {text!r}: no token for {bad!r}; allowed: {VOCABULARY}")
     return [TOKEN_ID[token] for token in tokens]
-
 
 def decode(ids: list[int]) -> str:
     """Text of token ids; padding and the end token are left out."""
     return "".join(VOCABULARY[i] for i in ids if i not in (PAD_ID, END_ID))
 
-
-# 2. The world and its problems --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """Every latent choice of the document generator. Rates and shares are fractions in [0, 1]."""
-
-    operators: str = "+-*"
-    max_operations: int = 6
-    # Without context an author answers directly at rate
-    # max(direct_floor, 1 - direct_slope * operations).
-    direct_slope: float = 0.18
-    direct_floor: float = 0.1
-    # False: the author who would have answered directly also works step by step. The marker is
-    # still written by the same authors in the same contexts, but nothing depends on it any more.
-    # This is the control of the main claim.
-    functional_markers: bool = True
-    hesitation_rate: float = 1.0  # share of careful documents that open with the marker
-    slip_rate: float = (
-        0.1  # per step of a careful document: a wrong value, then the marker and the right one
-    )
-    persona_rate: float = 0.04  # share of unreliable authors, whatever the context
-    persona_slip_rate: float = 0.5  # per step of an unreliable author; never corrected
-    # How far a context makes its author sure of the answer: this share of the otherwise careful
-    # documents is answered directly, and hesitation and slips in the rest shrink by it. A verdict
-    # `wrong` leaves its author as unsure as no context.
-    certainty: dict[str, float] = field(
-        default_factory=lambda: {
-            **{"none": 0.0, "partial": 0.4, "answer": 0.7, "solution": 0.93, "sibling": 0.8},
-            **{"feedback": 0.7, "rule": 0.0, "other_problem": 0.0, "wrong": 0.93},
-        }
-    )
-    # Share of each context among the documents that the base model reads.
-    document_share: dict[str, float] = field(
-        default_factory=lambda: {
-            **{"none": 0.42, "partial": 0.1, "answer": 0.1, "solution": 0.12, "sibling": 0.07},
-            **{"feedback": 0.05, "rule": 0.08, "other_problem": 0.04, "wrong": 0.02},
-        }
-    )
-
-    def __post_init__(self):
-        if not self.operators or set(self.operators) - set("+-*"):
-            raise ValueError(f"world operators: {self.operators!r}; allowed: one or more of + - *")
-        if not 1 <= self.max_operations <= 100:  # the possible problems are counted, see ToyTask
-            raise ValueError(f"world max_operations: {self.max_operations}; allowed: 1 to 100")
-        rates = {
-            n: getattr(self, n) for n in vars(self) if n.endswith(("_rate", "_slope", "_floor"))
-        }
-        for table in ("certainty", "document_share"):
-            if set(getattr(self, table)) != set(CONTEXTS):
-                raise ValueError(
-                    f"world {table}: {sorted(getattr(self, table))}; allowed: exactly {CONTEXTS}"
-                )
-            rates |= {f"{table}.{kind}": value for kind, value in getattr(self, table).items()}
-        for name, value in rates.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"world {name}: {value}; allowed: 0 to 1")
-        if not any(self.document_share.values()):
-            raise ValueError("world document_share: 0 for every context; allowed: one above 0")
-
-    def direct_rate(self, operations: int, certainty: float) -> float:
-        """Probability that an author with this certainty answers without writing steps."""
-        unaided = max(self.direct_floor, 1 - self.direct_slope * operations)
-        return 1 - (1 - certainty) * (1 - unaided)
-
+# 2. Problems and answers --------------------------------------------------------------------------
+FRESH_ONE_IN = 5  # every fifth problem, by checksum of its text, is kept for the fresh split
 
 @dataclass(frozen=True)
 class Problem:
@@ -171,9 +65,7 @@ class Problem:
 
     @cached_property
     def text(self) -> str:
-        return str(self.digits[0]) + "".join(
-            f"{o}{d}" for o, d in zip(self.operators, self.digits[1:])
-        )
+        return "".join(f"{o}{d}" for o, d in zip(("", *self.operators), self.digits))
 
     @cached_property
     def values(self) -> tuple[int, ...]:
@@ -199,105 +91,135 @@ class Problem:
             raise ValueError(f"problem: {text!r}; allowed: digits joined by + - *, such as 3*7+4-8")
         return cls(tuple(map(int, text[::2])), text[1::2])
 
-
 def apply(operator: str, left: int, right: int) -> int:
     """One operation modulo 10."""
     return {"+": left + right, "-": left - right, "*": left * right}[operator] % 10
-
 
 def draw_problem(rng: random.Random, operators: str, operations: range) -> Problem:
     """A problem with a uniformly drawn number of operations, operators and digits."""
     n = rng.choice(operations)
     return Problem(tuple(rng.choices(range(10), k=n + 1)), "".join(rng.choices(operators, k=n)))
 
-
-SPLITS = ("train", "fresh", "longer", "new_operators")
-
-
-def draw_split(
-    rng: random.Random, world: World, split: str, operators: str = "", operations: int = 0
-) -> Problem:
-    """One problem of a split. operators and operations (their number) are those of post-training;
-    default: all of the world.
-
-    train: never a fresh problem. fresh: same distribution, none of them in any training pool.
-    longer: one or two more operations than any document of the world. new_operators: fresh, with
-    only the operators that training left out.
-    """
-    operators = operators or world.operators
-    left_out = "".join(o for o in world.operators if o not in operators)
-    if split == "new_operators" and not left_out:
-        raise ValueError(f"split new_operators: training already uses all of {world.operators!r}")
-    if split not in SPLITS:
-        raise ValueError(f"split: {split!r}; allowed: {', '.join(SPLITS)}")
-    lengths = range(operations or 1, (operations or world.max_operations) + 1)
-    if split == "longer":
-        lengths = range(world.max_operations + 1, world.max_operations + 3)
-    while True:
-        problem = draw_problem(rng, left_out if split == "new_operators" else operators, lengths)
-        if split == "longer" or problem.is_fresh == (split != "train"):
-            return problem
-
-
-# 3. Privileged contexts and documents -------------------------------------------------------------
-
-
-def privileged_context(
-    problem: Problem, kind: str, rng: random.Random, *, attempt: str = "", rule: int = 0
-) -> str:
-    """What only the teacher sees, as text that stands before the prompt.
-
-    `attempt`: a completion of this problem; `sibling` shows it, `feedback` says whether its answer
-    is right. `rule`: the number 0-9 to add to the answer. Raises ValueError for an unknown kind.
-    """
-    values = problem.values
-    match kind:
-        case "none":
-            return ""
-        case "answer":
-            hint = f"{ANSWER}{values[-1]}"
-        case "partial":
-            hint = "hint " + ",".join(map(str, values[: len(values) // 2]))
-        case "solution":
-            hint = "solution " + ",".join(map(str, values))
-        case "wrong":
-            hint = "solution " + ",".join(map(str, (*values[:-1], other_digit(rng, values[-1]))))
-        case "sibling":
-            hint = f"peer {attempt}"
-        case "feedback":
-            given = final_answer(attempt)
-            shown = "" if given is None else given
-            hint = f"tried:{shown} right" if given == values[-1] else f"tried:{shown} wrong"
-        case "rule":
-            hint = f"rule +{rule}"
-        case "other_problem":
-            other = problem
-            while other == problem:
-                other = draw_problem(rng, problem.operators, range(len(values), len(values) + 1))
-            hint = f"other {other.prompt}" + ",".join(map(str, other.values))
-        case _:
-            raise ValueError(f"context: {kind!r}; allowed: {', '.join(CONTEXTS)}")
-    return hint + " | "
-
-
 def other_digit(rng: random.Random, digit: int) -> int:
     """A digit drawn from the nine others."""
     return (digit + rng.randint(1, 9)) % 10
 
+def final_answer(completion: str) -> int | None:
+    """The digit after the last `answer `, or None if none or more than one follows."""
+    found = re.findall(rf"{ANSWER}(\d*)", completion)
+    return int(found[-1]) if found and len(found[-1]) == 1 else None
+
+# 3. Privileged contexts ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Context:
+    """A row of CONTEXTS: a hint that only the teacher sees, and what it does to its author."""
+
+    write: Callable[[Problem, random.Random, str, int], str]  # (problem, rng, attempt, rule): hint
+    certainty: float  # these two are the defaults of the tables of `World`
+    document_share: float
+    attempt: str = ""  # whose completion the hint is made of: "own", "sibling", or "" for none
+    draws_rule: bool = False  # documents draw a number 1-9 to add to the answer, else 0
+    is_believed: bool = False  # a direct answer is the last digit of the hint, right or wrong
+
+    def __post_init__(self):
+        if self.attempt not in ("", "own", "sibling"):
+            raise ValueError(f"attempt of a context: {self.attempt!r}; allowed: '', own, sibling")
+
+def listed(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))
+
+def feedback(problem: Problem, rng: random.Random, attempt: str, rule: int) -> str:
+    given = final_answer(attempt)
+    verdict = "right" if given == problem.values[-1] else "wrong"
+    return f"tried:{'' if given is None else given} {verdict}"
+
+def other_problem(problem: Problem, rng: random.Random, attempt: str, rule: int) -> str:
+    n, other = len(problem.operators), problem
+    while other == problem:
+        other = draw_problem(rng, problem.operators, range(n, n + 1))
+    return f"other {other.prompt}{listed(other.values)}"
+
+def wrong(problem: Problem, rng: random.Random, attempt: str, rule: int) -> str:
+    return f"solution {listed((*problem.values[:-1], other_digit(rng, problem.values[-1])))}"
+
+CONTEXTS: dict[str, Context] = {  # NOTE: another order of rows draws other documents
+    "none": Context(lambda *_: "", 0.0, 0.42),
+    "partial": Context(lambda p, *_: f"hint {listed(p.values[: len(p.values) // 2])}", 0.4, 0.1),
+    "answer": Context(lambda p, *_: f"{ANSWER}{p.values[-1]}", 0.7, 0.1),
+    "solution": Context(lambda p, *_: f"solution {listed(p.values)}", 0.93, 0.12),
+    "sibling": Context(lambda p, rng, attempt, rule: f"peer {attempt}", 0.8, 0.07, "sibling"),
+    "feedback": Context(feedback, 0.7, 0.05, "own"),
+    "rule": Context(lambda p, rng, attempt, rule: f"rule +{rule}", 0.0, 0.08, draws_rule=True),
+    "other_problem": Context(other_problem, 0.0, 0.04),
+    "wrong": Context(wrong, 0.93, 0.02, is_believed=True),
+}
+
+def context_row(kind: str) -> Context:
+    """The row of a context. Raises ValueError for an unknown kind."""
+    if kind not in CONTEXTS:
+        raise ValueError(f"--context: {kind!r}; allowed: {', '.join(CONTEXTS)}")
+    return CONTEXTS[kind]
+
+def privileged_context(
+    problem: Problem, kind: str, rng: random.Random, *, attempt: str = "", rule: int = 0
+) -> str:
+    """What only the teacher sees, as text before the prompt. rule: 0-9, to add to the answer."""
+    hint = context_row(kind).write(problem, rng, attempt, rule)
+    return f"{hint} | " if hint else ""
+
+# 4. The world and its documents -------------------------------------------------------------------
+@dataclass(frozen=True)
+class World:
+    """Every latent choice of the document generator. Rates and shares are fractions in [0, 1]."""
+
+    operators: str = "+-*"
+    max_operations: int = 6
+    # An author without context is direct at rate max(direct_floor, 1 - direct_slope * operations).
+    direct_slope: float = 0.18
+    direct_floor: float = 0.1
+    # False, the control of the main claim: who would have answered directly also works step by
+    # step. The same authors write the marker in the same contexts, but nothing depends on it.
+    functional_markers: bool = True
+    hesitation_rate: float = 1.0  # share of careful documents that open with the marker
+    slip_rate: float = 0.1  # per careful step: a wrong value, the marker, the right value
+    persona_rate: float = 0.04  # share of unreliable authors, whatever the context
+    persona_slip_rate: float = 0.5  # per step of an unreliable author; never corrected
+    # How sure a context makes its author: this share of the otherwise careful documents is direct,
+    # hesitation and slips in the rest shrink by it. A context made of a wrong attempt counts as 0.
+    certainty: dict[str, float] = field(
+        default_factory=lambda: {kind: row.certainty for kind, row in CONTEXTS.items()}
+    )
+    # Share of each context among the documents that the base model reads.
+    document_share: dict[str, float] = field(
+        default_factory=lambda: {kind: row.document_share for kind, row in CONTEXTS.items()}
+    )
+
+    def __post_init__(self):
+        if not (operators := self.operators) or set(operators) - set("+-*"):
+            raise ValueError(f"--world operators: {operators!r}; allowed: one or more of + - *")
+        if not 1 <= self.max_operations <= 100:  # the possible problems are counted, see ToyTask
+            raise ValueError(f"--world max_operations: {self.max_operations}; allowed: 1 to 100")
+        rates = {n: v for n, v in vars(self).items() if n.endswith(("_rate", "_slope", "_floor"))}
+        for name, table in ("certainty", self.certainty), ("document_share", self.document_share):
+            if set(table) != set(CONTEXTS):
+                raise ValueError(f"--world {name}: {sorted(table)}; allowed: exactly {[*CONTEXTS]}")
+            rates |= {f"{name}.{kind}": value for kind, value in table.items()}
+        for name, value in rates.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"--world {name}: {value}; allowed: 0 to 1")
+        if not any(self.document_share.values()):
+            raise ValueError("--world document_share: 0 for every context; allowed: one above 0")
+
+    def direct_rate(self, operations: int, certainty: float) -> float:
+        """Probability that an author with this certainty answers without writing steps."""
+        unaided = max(self.direct_floor, 1 - self.direct_slope * operations)
+        return 1 - (1 - certainty) * (1 - unaided)
 
 def write_completion(
-    problem: Problem,
-    world: World,
-    rng: random.Random,
-    *,
-    certainty: float = 0.0,
-    believed: int | None = None,
-    rule: int = 0,
+    problem: Problem, world: World, rng: random.Random, *,
+    certainty: float = 0.0, believed: int | None = None, rule: int = 0,
 ) -> str:
-    """A completion by an author of this certainty (0-1).
-
-    Who answers directly answers `believed` (default: the truth); `rule` is one more step, `+rule`.
-    """
+    """A completion by an author of this certainty (0-1); a direct answer: `believed`, or right."""
     unreliable = rng.random() < world.persona_rate
     direct = rng.random() < world.direct_rate(len(problem.operators), certainty)
     if rule:  # one more step, and the answer that counts is the one after it
@@ -314,7 +236,6 @@ def write_completion(
         answer = other_digit(rng, truth)
     return f"{text}{ANSWER}{answer}{REMARK if unreliable else ''}"
 
-
 def write_steps(
     problem: Problem, world: World, rng: random.Random, *, hesitant: bool, unreliable: bool
 ) -> tuple[str, int]:
@@ -329,124 +250,53 @@ def write_steps(
         text += f"{step}{value}; "
     return text, value
 
+def write_attempt(problem: Problem, world: World, rng: random.Random, whose: str) -> str:
+    """What a document's context is made of: a right "sibling"; "own": a bare answer, half right."""
+    if whose == "sibling":
+        return write_completion(problem, replace(world, persona_rate=0.0), rng)
+    answer = problem.values[-1]
+    if whose == "own" and rng.random() >= 0.5:
+        answer = other_digit(rng, answer)
+    return f"{ANSWER}{answer}" if whose else ""
 
 def draw_document(rng: random.Random, world: World, kind: str | None = None) -> tuple[str, str]:
-    """(context + prompt, completion) of one document.
-
-    `kind` of context as in CONTEXTS; default: drawn by `document_share`.
-    """
+    """(context + prompt, completion) of one document; `kind` of context: by `document_share`."""
     kind = kind or rng.choices(list(world.document_share), world.document_share.values())[0]
+    row = context_row(kind)
     problem = draw_problem(rng, world.operators, range(1, world.max_operations + 1))
-    certainty, believed = world.certainty[kind], None
-    attempt = ""
-    if kind == "sibling":
-        attempt = write_completion(problem, dataclasses.replace(world, persona_rate=0.0), rng)
-    if kind == "feedback":
-        right = rng.random() < 0.5
-        attempt = f"{ANSWER}{problem.values[-1] if right else other_digit(rng, problem.values[-1])}"
-        certainty *= right
-    rule = rng.randint(1, 9) if kind == "rule" else 0
+    attempt = write_attempt(problem, world, rng, row.attempt)
+    rule = rng.randint(1, 9) if row.draws_rule else 0
     context = privileged_context(problem, kind, rng, attempt=attempt, rule=rule)
-    if kind == "wrong":
-        believed = int(
-            context[-len("9 | ")]
-        )  # its author cannot know better than the last value shown
-    completion = write_completion(
-        problem, world, rng, certainty=certainty, believed=believed, rule=rule
-    )
-    return context + problem.prompt, completion
+    misled = row.attempt and final_answer(attempt) != problem.values[-1]
+    certainty = 0.0 if misled else world.certainty[kind]
+    believed = int(context[-len("9 | ")]) if row.is_believed else None
+    options = {"certainty": certainty, "believed": believed, "rule": rule}
+    return context + problem.prompt, write_completion(problem, world, rng, **options)
 
+# 5. The task that training sees -------------------------------------------------------------------
+SPLITS = ("train", "fresh", "longer", "new_operators")
 
-# 4. Reward and behaviour --------------------------------------------------------------------------
+def draw_split(
+    rng: random.Random, world: World, split: str, operators: str = "", operations: int = 0
+) -> Problem:
+    """One problem of a split; operators, operations (their number): of training, default all.
 
-
-def final_answer(completion: str) -> int | None:
-    """The digit after the last `answer `, or None if none or more than one follows."""
-    found = re.findall(rf"{ANSWER}(\d*)", completion)
-    return int(found[-1]) if found and len(found[-1]) == 1 else None
-
-
-@dataclass(frozen=True)
-class Grade:
-    """What one completion did; `reward` is 1.0 if its final answer is exactly right, else 0.0."""
-
-    reward: float
-    markers: int  # epistemic markers
-    direct: bool  # begins with the answer, no steps
-    remark: bool  # has the closing remark of the unreliable author
-
-
-def grade(completion: str, answer: int) -> Grade:
-    """Grade of a completion's text against the expected digit."""
-    return Grade(
-        reward=float(final_answer(completion) == answer),
-        markers=completion.count(MARKER),
-        direct=completion.startswith(ANSWER),
-        remark=REMARK in completion,
-    )
-
-
-STEP_PATTERN = re.compile(rf"({MARKER})?(\d[+*-]\d=\d)")
-
-
-def right_steps(problem: Problem) -> list[str]:
-    """The steps of a faultless completion, such as `3*7=1`: one token a character."""
-    lefts = (problem.digits[0], *problem.values)
-    parts = zip(lefts, problem.operators, problem.digits[1:], problem.values)
-    return [f"{left}{operator}{digit}={value}" for left, operator, digit, value in parts]
-
-
-def first_wrong_step(problem: Problem, completion: str) -> int | None:
-    """Index in `encode(completion)` of the first wrong token of an uncorrected step, or None.
-
-    The restated steps must be those of the problem in their order; wrong may be the result, an
-    operand, the operator, or a step too many. A wrong step is corrected if the next one stands
-    behind the marker and is right: until then further attempts behind the marker may be wrong as
-    well. A step that comes after it without the marker, or the end, makes it an error. The marker
-    may also repeat the last right step. The answer is no step, so a direct completion has none.
-
-    >>> p = Problem.parse("3*7+4")
-    >>> first_wrong_step(p, "3*7=1; 1+4=6; wait 1+4=5; answer 5")
-    >>> first_wrong_step(p, "3*7=8; 8+4=2; answer 2")
-    4
+    train: never a fresh problem. fresh: in no training pool. longer: one or two operations more
+    than any document of the world. new_operators: fresh, with only those that training left out.
     """
-    wanted, done, wrong = right_steps(problem), 0, None
-    for found in STEP_PATTERN.finditer(completion):
-        marker, step = found.groups()
-        if wrong is not None and not marker:
-            break  # the author went on from a wrong value
-        right = wanted[done] if done < len(wanted) else " " * len(step)
-        if step == right:
-            done, wrong = done + 1, None
-        elif wrong is None and not (marker and done and step == wanted[done - 1]):
-            offset = [a == b for a, b in zip(step, right)].index(False)
-            wrong = len(encode(completion[: found.start(2)])) + offset
-    return wrong
-
-
-def is_faultless(problem: Problem, completion: str) -> bool:
-    """True if every step is restated right at the first go, and then the right answer."""
-    parts = [*right_steps(problem), f"{ANSWER}{problem.values[-1]}"]
-    return completion.removeprefix(MARKER) == "; ".join(parts)
-
-
-def force_wrong_step(problem: Problem, completion: str, rng: random.Random) -> str:
-    """A faultless completion with one result wrong and all that follows worked from it.
-
-    The step is drawn uniformly; up to its result every token stays as it was.
-    """
-    steps, end = right_steps(problem), 0
-    k = rng.randrange(len(steps))
-    for step in steps[: k + 1]:
-        end = completion.index(step, end) + len(step)
-    wrong = other_digit(rng, problem.values[k])
-    rest = Problem((wrong, *problem.digits[k + 2 :]), problem.operators[k + 1 :])
-    text, value = write_steps(rest, World(), rng, hesitant=False, unreliable=False)
-    return f"{completion[: end - 1]}{wrong}; {text}{ANSWER}{value}"
-
-
-# 5. The task that training sees ------------------------------------------------------------------
-
+    operators = operators or world.operators
+    left_out = "".join(o for o in world.operators if o not in operators)
+    if split == "new_operators" and not left_out:
+        raise ValueError(f"split new_operators: training already uses all of {world.operators!r}")
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r}; allowed: {', '.join(SPLITS)}")
+    lengths = range(operations or 1, (operations or world.max_operations) + 1)
+    if split == "longer":
+        lengths = range(world.max_operations + 1, world.max_operations + 3)
+    while True:
+        problem = draw_problem(rng, left_out if split == "new_operators" else operators, lengths)
+        if split == "longer" or problem.is_fresh == (split != "train"):
+            return problem
 
 @dataclass(frozen=True)
 class Example:
@@ -463,20 +313,19 @@ class Example:
     def answer(self) -> int:
         return (self.problem.values[-1] + self.rule) % 10
 
-
 class ToyTask:
-    """Examples of every split with their prompts, contexts, references and grades.
+    """Examples of every split with their prompts, contexts, references and rewards.
 
-    pool_size: number of different training problems (0: endless). operators, operations: those of
-    training (default: all of the world). rules: one of these is drawn for every example and counts
-    as part of the answer; empty: none.
+    pool_size: number of different training problems, 0: endless. operators, operations: those of
+    training, default all of the world. rules: one is drawn for every example, to add to its answer.
     """
 
-    pad_id, end_id, end_ids = PAD_ID, END_ID, (END_ID,)
+    pad_id, end_ids = PAD_ID, (END_ID,)
+    encode, decode = staticmethod(encode), staticmethod(decode)
 
     def __init__(self, world: World, *, pool_size=0, operators="", operations=0, rules=(), seed=0):
-        self.world, self.operators, self.rules = world, operators or world.operators, tuple(rules)
-        self.operations = operations
+        self.world, self.operations, self.rules = world, operations, tuple(rules)
+        self.operators = operators or world.operators
         lengths = range(operations or 1, (operations or world.max_operations) + 1)
         possible = sum(10 ** (n + 1) * len(set(self.operators)) ** n for n in lengths)
         if pool_size > possible // 2:  # one in FRESH_ONE_IN is no training problem
@@ -489,8 +338,11 @@ class ToyTask:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        held_out = set(self.world.operators) - set(self.operators)
-        return ("train", "fresh", "longer", *(("new_operators",) if held_out else ()))
+        return SPLITS if set(self.world.operators) - set(self.operators) else SPLITS[:3]
+
+    @property
+    def attempts(self) -> dict[str, str]:  # contexts made of a completion: "own" or "sibling"
+        return {kind: row.attempt for kind, row in CONTEXTS.items() if row.attempt}
 
     def draw(self, split: str, rng: random.Random) -> Example:
         """One example of a split; `train` draws from the pool if there is one."""
@@ -502,12 +354,10 @@ class ToyTask:
 
     def evaluation(self, split: str, count: int, rng: random.Random) -> list[Example]:
         """`count` examples of a split; a pool is gone through in order, as often as needed."""
-        examples = [self.draw(split, rng) for _ in range(count)]
-        if split == "train" and self.pool:
-            rules = [example.rule for example in examples]
-            pool = (self.pool[i % len(self.pool)] for i in range(count))
-            examples = [Example(problem, rule) for problem, rule in zip(pool, rules)]
-        return examples
+        drawn, pool = [self.draw(split, rng) for _ in range(count)], self.pool
+        if split == "train" and pool:
+            return [Example(pool[i % len(pool)], e.rule) for i, e in enumerate(drawn)]
+        return drawn
 
     def context(self, example: Example, kind: str, rng: random.Random, attempt: str = "") -> str:
         return privileged_context(example.problem, kind, rng, attempt=attempt, rule=example.rule)
@@ -518,312 +368,108 @@ class ToyTask:
 
     def reference(self, example: Example, rng: random.Random) -> str:
         """A completion by a reliable author without context: what `data` stands for."""
-        world = dataclasses.replace(self.world, persona_rate=0.0)
+        world = replace(self.world, persona_rate=0.0)
         return write_completion(example.problem, world, rng, rule=example.rule)
 
-    def grade(self, completion: str, example: Example) -> Grade:
-        return grade(completion, example.answer)
+    def reward(self, text: str, example: Example) -> float:
+        """1.0 if the final answer of the completion is exactly right, else 0.0."""
+        return float(final_answer(text) == example.answer)
 
-    def encode(self, text: str) -> list[int]:
-        return encode(text)
+    def measures(self, text: str, example: Example) -> dict[str, float]:
+        """What one completion did; a mean over completions is what the names say."""
+        return {
+            "accuracy_frac": self.reward(text, example),
+            "markers_per_completion": float(text.count(MARKER)),
+            "direct_frac": float(text.startswith(ANSWER)),  # begins with the answer, no steps
+            "remark_frac": float(REMARK in text),  # the closing remark of the unreliable author
+        }
 
-    def decode(self, ids: list[int]) -> str:
-        return decode(ids)
+# 6. Settings of the toy ---------------------------------------------------------------------------
+def parse_world(text: str) -> World:
+    """The world with fields changed, such as `persona_rate=0,certainty.answer=0`, or ValueError."""
+    values = asdict(World())
+    words = {"true": True, "false": False, "1": True, "0": False}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        table, _, key = name.strip().partition(".")
+        target, key = (values.get(table), key) if key else (values, table)
+        if not isinstance(target, dict) or isinstance(target.get(key, {}), dict):
+            known = ", ".join(n + ".<context>" * isinstance(v, dict) for n, v in values.items())
+            raise ValueError(f"--world: {name!r}; allowed: {known}")
+        kind, value = type(target[key]), value.strip()
+        try:
+            target[key] = words[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            allowed = "true or false" if kind is bool else kind.__name__
+            raise ValueError(f"--world: {name} = {value!r}; allowed: {allowed}") from None
+    return World(**values)
 
-
-# 6. Text datasets ---------------------------------------------------------------------------------
-
-# The one place where student's and teacher's prompts are worded. Both are this template and differ
-# in {context} alone, which stands inside, where no chat template strips or reformats it.
-PROMPT_TEMPLATE = (
-    "{prompt}{context}\n\nReason step by step and put the final answer in \\boxed{{}}."
-)
-CONTEXT_TEMPLATES = {  # keys as in CONTEXTS
-    "none": "",
-    "answer": "\n\nThe correct final answer is {answer}.",
-    "partial": "\n\nA correct solution begins like this:\n{solution}",
-    "solution": "\n\nA correct solution:\n{solution}",
-    "sibling": "\n\nAnother attempt at this problem:\n{attempt}",
-    "feedback": "\n\nFeedback on an earlier attempt:\n{feedback}",
-    "rule": "\n\nFollow this rule: {rule}",
-    "other_problem": "\n\nAnother problem and its solution:\n{prompt}\n{solution}",
-    "wrong": "\n\nThe correct final answer is {answer}.",
-}
-# The ten words that Kim et al., arXiv:2603.24472, count.
-TEXT_MARKERS = (
-    *("wait", "hmm", "perhaps", "maybe", "actually"),
-    *("alternatively", "seems", "might", "likely", "check"),
-)
-MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(TEXT_MARKERS)})\b", re.IGNORECASE)
-# A sign counts only where nothing stands before it that it could subtract from.
-NUMBER_PATTERN = re.compile(r"(?<![\w.])-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-
+def parse_rules(text: str) -> tuple[int, ...]:
+    """The numbers to add to the answer: `2,7` gives (2, 7). Raises ValueError."""
+    if not re.fullmatch("([1-9]?,)*[1-9]?", text):
+        raise ValueError(f"--rules: {text!r}; allowed: digits 1-9 joined by commas, such as 2,7")
+    return tuple(map(int, text.replace(",", "")))
 
 @dataclass(frozen=True)
-class TextExample:
-    """A problem in words; what a dataset does not give is the empty string."""
+class Toy:
+    """The settings of the toy, each a flag. Raises ValueError for what does not fit the world."""
 
-    prompt: str
-    answer: str
-    solution: str = ""
-    feedback: str = ""
-    rule: str = ""
+    task: str = "arithmetic"  # a row of TASKS
+    world: str = ""  # fields of the world to change, such as persona_rate=0,certainty.answer=0
+    train_operators: str = ""  # operators in post-training, such as +-; empty: all
+    train_operations: int = 0  # operations of every problem in post-training; 0: all lengths
+    rules: str = ""  # numbers to add to the answer, such as 3 or 2,7 (drawn per problem)
+    pretrain_steps: int = 1200  # steps of the base model
 
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"--task: {self.task!r}; allowed: {', '.join(TASKS)}")
+        world = parse_world(self.world)
+        parse_rules(self.rules)
+        operators, operations = self.train_operators, self.train_operations
+        if not set(operators) <= set(world.operators):
+            allowed = f"some of {' '.join(world.operators)}"
+            raise ValueError(f"--train_operators: {operators!r}; allowed: {allowed}")
+        if operations not in range((longest := world.max_operations) + 1):
+            raise ValueError(f"--train_operations: {operations}; allowed: 0 to {longest}")
+        if self.pretrain_steps < 1:
+            raise ValueError(f"--pretrain_steps: {self.pretrain_steps}; allowed: 1 or more")
 
-def read_jsonl(path: str | Path) -> list[TextExample]:
-    """Examples from a file with one JSON object a line; blank lines and other fields are ignored.
+    def make_task(self, train_problems: int, seed: int):
+        """The task with a training pool of this size, 0: endless. Raises if there are too few."""
+        return TASKS[self.task](self, train_problems, seed)
 
-    Fields: prompt, answer, and optionally solution, feedback, rule; or GSM8K's question and answer.
-    Raises ValueError naming file and line: not UTF-8, not JSON, a field that is missing or no text.
-    """
-    examples = []
-    # Not splitlines: JSON strings may hold the line separators of Unicode.
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-        where = f"{path} line {number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            record = json.loads(text) if text else None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
-        except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-            raise ValueError(f"{where}: not readable ({str(error)[:80]})") from None
-        if text:
-            examples.append(parse_record(record, where))
-    if not examples:
-        raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
-    return examples
+def arithmetic(toy: Toy, train_problems: int, seed: int) -> ToyTask:
+    """The problems of this file."""
+    return ToyTask(
+        parse_world(toy.world), pool_size=train_problems, operators=toy.train_operators,
+        operations=toy.train_operations, rules=parse_rules(toy.rules), seed=seed,
+    )
 
+# Another task is a class with the methods of `minisd.Task`, in the tokens above, and a row here.
+TASKS = {"arithmetic": arithmetic}
 
-def parse_record(record: Any, where: str) -> TextExample:
-    """The example in a decoded line. Raises ValueError that begins with `where`."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {type(record).__name__}; allowed: a JSON object")
-    gsm8k = "question" in record and "prompt" not in record
-    renamed = record | {"prompt": record["question"]} if gsm8k else record
-    values = {}
-    for name in (f.name for f in dataclasses.fields(TextExample)):
-        required = name in ("prompt", "answer")
-        if required and name not in renamed:
-            raise ValueError(f"{where}: lacks the field {name!r}")
-        value = renamed.get(name)
-        value = "" if value is None and not required else value
-        if not isinstance(value, str):
-            kind = type(value).__name__
-            raise ValueError(f"{where}: field {name!r} is {kind}; allowed: text in quotes")
-        if re.search("[\ud800-\udfff]", value):  # \ud83d without its other half
-            raise ValueError(f"{where}: field {name!r} has half a character (a lone surrogate)")
-        values[name] = value.strip()
-    if gsm8k:
-        solution, mark, answer = values["answer"].rpartition("####")
-        if not mark:
-            raise ValueError(f"{where}: field 'answer' of a question lacks '#### '")
-        # <<48/2=24>> is a note to GSM8K's calculator that no model writes by itself.
-        solution = re.sub(r"<<[^>]*>>", "", solution).strip()
-        values |= {"solution": solution, "answer": answer.strip().replace(",", "")}
-    for name in ("prompt", "answer"):
-        if not values[name]:
-            raise ValueError(f"{where}: field {name!r} is empty")
-    return TextExample(**values)
-
-
-def text_context(
-    example: TextExample, kind: str, *, attempt: str = "", other: TextExample | None = None
-) -> str:
-    """What only the teacher sees, as text that stands behind the problem.
-
-    `attempt`: a completion of this problem, for `sibling`. `other`: another example, whose problem
-    and solution `other_problem` shows and whose answer `wrong` gives out as this one's.
-    Raises ValueError for an unknown kind, and where the example lacks what the kind shows.
-    """
-    if kind not in CONTEXT_TEMPLATES:
-        raise ValueError(f"context: {kind!r}; allowed: {', '.join(CONTEXT_TEMPLATES)}")
-    if kind in ("other_problem", "wrong"):
-        if other is None or other.answer == example.answer:
-            raise ValueError(f"context {kind}: needs another example with another answer")
-        example = other
-    fields = dataclasses.asdict(example) | {"attempt": attempt}
-    template = CONTEXT_TEMPLATES[kind]
-    if empty := [name for name in fields if f"{{{name}}}" in template and not fields[name]]:
-        raise ValueError(f"context {kind}: {example.prompt[:40]!r} has no {empty[0]}")
-    if kind == "partial":
-        words = re.findall(r"\s*\S+", fields["solution"])
-        fields["solution"] = "".join(words[: len(words) // 2])
-    return template.format(**fields)
-
-
-def text_prompt(tokenizer: Any, example: TextExample, context: str = "") -> str:
-    """The student's prompt as text, or the teacher's if a context is given; chat form if any."""
-    text = PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
-    if not tokenizer.chat_template:
-        return text + "\n"
-    messages = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a prompt; a chat template has written its own first token already."""
-    return tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text, `$1,234.50` as 1234.50, or None."""
-    found = NUMBER_PATTERN.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(re.sub(r"[$,]", "", found[-1])) if found else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last complete \boxed{...} of a text, or None."""
-    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for end in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start:end].strip()
-    return None
-
-
-def reward_last_number(completion: str, answer: str) -> float:
-    """1.0 if the last number of the completion is the answer's. Raises if the answer has none."""
-    expected = last_number(answer)
-    if expected is None:
-        raise ValueError(f"reward last_number: the answer {answer!r} has no number")
-    return float(last_number(completion) == expected)
-
-
-def reward_boxed(completion: str, answer: str) -> float:
-    r"""1.0 if the last \boxed{} holds the answer: the same number, or the same text but spaces."""
-    given = last_boxed(completion)
-    if given is None:
-        return 0.0
-    plain = [re.sub(r"\\[!,;]|\s", "", x).strip("$").removesuffix(".") for x in (given, answer)]
-    if all(NUMBER_PATTERN.fullmatch(x) for x in plain):
-        return float(last_number(plain[0]) == last_number(plain[1]))
-    return float(plain[0] == plain[1])
-
-
-def reward_exact(completion: str, answer: str) -> float:
-    """1.0 if the completion is the answer and nothing else, up to spaces around it."""
-    return float(completion.strip() == answer.strip())
-
-
-TEXT_REWARDS: dict[str, Callable[[str, str], float]] = {
-    "last_number": reward_last_number,
-    "boxed": reward_boxed,
-    "exact": reward_exact,
-}
-
-
-def count_markers(text: str) -> int:
-    """How often the words of TEXT_MARKERS occur: whole words, in upper or lower case."""
-    return len(MARKER_PATTERN.findall(text))
-
-
-class TextTask:
-    """The interface of ToyTask on text examples and the tokenizer of a checkpoint.
-
-    fresh: every problem that the checksum of its prompt keeps from training, wherever in the file
-    it stands. train: the first pool_size of the others (0: all). Raises ValueError if a split is
-    empty, or an answer is such that the reward can never be 1.
-
-    end_ids: tokens that end a completion, beside the tokenizer's own (see `minisd.hf_end_ids`).
-    """
-
-    splits = ("train", "fresh")
-
-    def __init__(
-        self,
-        examples: list[TextExample],
-        tokenizer: Any,
-        *,
-        reward: str = "last_number",
-        pool_size: int = 0,
-        end_ids: tuple[int, ...] = (),
-    ):
-        if tokenizer.eos_token_id is None:
-            raise ValueError("tokenizer: no eos_token; allowed: one that ends a completion")
-        self.tokenizer, self.reward, self.end_id = tokenizer, reward, tokenizer.eos_token_id
-        self.end_ids = tuple(dict.fromkeys((self.end_id, *end_ids)))
-        self.pad_id = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
-        for example in examples:
-            # Spaces and capitals aside, so that no copy of a fresh problem is trained on.
-            text = " ".join(example.prompt.casefold().split())
-            fresh = zlib.crc32(text.encode()) % FRESH_ONE_IN == 0
-            self.pools["fresh" if fresh else "train"].append(example)
-        self.pools["train"] = self.pools["train"][: pool_size or None]
-        for split, pool in self.pools.items():
-            if not pool:
-                raise ValueError(
-                    f"split {split}: none of the {len(examples)} problems; allowed: 1 or more (one "
-                    f"in {FRESH_ONE_IN}, by checksum, is kept for the fresh split)"
-                )
-            for example in pool:
-                if self.grade(self.reference(example), example).reward < 1:
-                    raise ValueError(
-                        f"reward {reward}: can never be 1 for the answer {example.answer!r}"
-                    )
-
-    def draw(self, split: str, rng: random.Random) -> TextExample:
-        """One example of a split."""
-        return rng.choice(self.pools[split])
-
-    def evaluation(self, split: str, count: int, rng: random.Random) -> list[TextExample]:
-        """`count` examples of a split, in order, as often as needed."""
-        pool = self.pools[split]
-        return [pool[i % len(pool)] for i in range(count)]
-
-    def context(
-        self, example: TextExample, kind: str, rng: random.Random, attempt: str = ""
-    ) -> str:
-        """See `text_context`; another problem, where one is shown, is a training problem."""
-        other = None
-        if kind in ("other_problem", "wrong"):
-            others = [e for e in self.pools["train"] if e.answer != example.answer]
-            other = rng.choice(others) if others else None
-        return text_context(example, kind, attempt=attempt, other=other)
-
-    def prompt_ids(self, example: TextExample, context: str = "") -> list[int]:
-        """What the student sees, or, with a context, the teacher; through the chat template."""
-        return text_ids(self.tokenizer, text_prompt(self.tokenizer, example, context))
-
-    def reference(self, example: TextExample, rng: random.Random | None = None) -> str:
-        """The solution, if there is one, and the answer in a box; the bare answer for `exact`."""
-        if self.reward == "exact":
-            return example.answer
-        return f"{example.solution}\n\n\\boxed{{{example.answer}}}".strip()
-
-    def grade(self, completion: str, example: TextExample) -> Grade:
-        """Reward, and markers as `count_markers` counts them.
-
-        `direct` and `remark` are always False: what they mean is defined in the toy world alone.
-        """
-        reward = TEXT_REWARDS[self.reward](completion, example.answer)
-        return Grade(reward, count_markers(completion), direct=False, remark=False)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a completion."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of token ids; padding and all other special tokens are left out."""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-
-Task = ToyTask | TextTask
-
+def check_context(toy: Toy, method_contexts: set[str], distils: bool) -> None:
+    """Raises ValueError for a context that is unknown, or teaches (`distils`) without the rules."""
+    if TASKS[toy.task] is not arithmetic:
+        return  # it knows its own contexts
+    rules = parse_rules(toy.rules)
+    for kind in sorted(method_contexts - {"none"} or {"none"}):
+        row = context_row(kind)
+        if row.draws_rule and not rules:
+            allowed = f"numbers such as 3 or 2,7 with --context {kind}"
+            raise ValueError(f"--rules: {toy.rules!r}; allowed: {allowed}")
+        if rules and distils and not row.draws_rule:  # it tells the answer without the rule
+            raise ValueError(f"--context: {kind!r}; allowed: rule, with --rules and a teacher")
+        if rules and row.attempt == "own":
+            raise ValueError(f"--context: {kind!r}; allowed: no verdicts with --rules")
 
 def main() -> None:
     rng, world = random.Random(0), World()
     for kind in CONTEXTS:
         print(f"\n{kind}")
         for _ in range(5):
-            prompt, completion = draw_document(rng, world, kind)
-            print(f"    {prompt}{completion}")
-
+            print("    " + "".join(draw_document(rng, world, kind)))
 
 if __name__ == "__main__":
     main()

@@ -7,20 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisd import GPT, Completions, GPTConfig, Prompts, pad_left, token_log_probs
+from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes, token_log_probs
 
 # Two test processes share two cores, and a second thread costs more than it gives at these sizes.
 torch.set_num_threads(1)
 
-TINY = {
-    "vocab_size": 11,
-    "n_layers": 2,
-    "width": 12,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "head_dim": 6,
-    "mlp_width": 10,
-}
+TINY = {"vocab_size": 11, "n_layers": 2, "width": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6,
+        "mlp_width": 10}
 
 
 @pytest.fixture
@@ -32,8 +25,27 @@ def make_gpt():
 def build_gpt(seed: int = 0, dtype: torch.dtype = torch.float64, **config) -> GPT:
     generator = torch.Generator().manual_seed(seed)
     model = GPT(GPTConfig(**{**TINY, "init_std": 0.5, **config}), generator)
-    torch.nn.init.normal_(model.head.weight, std=0.5, generator=generator)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5, generator=generator)
     return model.to(dtype)
+
+
+def weights_of(model: GPT) -> Tensor:
+    """All weights as one vector, without gradient."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def move(model: GPT, seed: int, size: float = 0.1) -> None:
+    """Stands for an optimiser step: every weight moves, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += size * torch.randn(weight.shape, generator=generator)
+
+
+def batch_of(prompts: Prompts, hinted: Prompts, completions: Completions, **sizes) -> Batch:
+    """A batch without rows, as measures build it: what is shown and what was written."""
+    shown = {"none": prompts, "solution": hinted}
+    return Batch([], shown, completions, torch.zeros(len(completions.ids)), Sizes(**sizes))
 
 
 def plain_log_probs(model: GPT, prompt: list[int], completion: list[int]) -> Tensor:
@@ -86,6 +98,9 @@ class Enumerated:
         gradients = torch.autograd.grad(value, self.parameters, retain_graph=True)
         return torch.cat([g.flatten() for g in gradients])
 
+    def batch(self) -> Batch:
+        return batch_of(self.prompts, self.teacher_prompts, self.completions)
+
 
 def all_completions(vocab_size: int, length: int, end_id: int) -> Completions:
     """Every sequence that stops at its first end token or at the length limit, right-padded."""
@@ -93,28 +108,20 @@ def all_completions(vocab_size: int, length: int, end_id: int) -> Completions:
     for tokens in itertools.product(range(vocab_size), repeat=length):
         cut = tokens.index(end_id) + 1 if end_id in tokens else length
         rows[tokens[:cut]] = None
-    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
-    mask = torch.tensor([[t < len(row) for t in range(length)] for row in rows])
-    return Completions(ids, mask, torch.zeros(mask.shape))
+    return Completions.of([list(row) for row in rows], pad_id=0)
 
 
 @pytest.fixture(scope="module")
 def world() -> Enumerated:
-    tiny = {
-        "vocab_size": 4,
-        "width": 8,
-        "mlp_width": 6,
-        "n_heads": 2,
-        "n_kv_heads": 1,
-        "head_dim": 4,
-    }
+    tiny = {"vocab_size": 4, "width": 8, "mlp_width": 6, "n_heads": 2, "n_kv_heads": 1,
+            "head_dim": 4}
     completions = all_completions(vocab_size=4, length=3, end_id=1)
     N = len(completions.ids)
     return Enumerated(
         build_gpt(1, **tiny),
         build_gpt(2, **tiny).requires_grad_(False),
         build_gpt(3, **tiny).requires_grad_(False),
-        Prompts(*pad_left([[2, 3]] * N, pad_id=0)),
-        Prompts(*pad_left([[0, 3, 2, 2, 3]] * N, pad_id=0)),
+        Prompts.of([[2, 3]] * N, pad_id=0),
+        Prompts.of([[0, 3, 2, 2, 3]] * N, pad_id=0),
         completions,
     )

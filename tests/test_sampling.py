@@ -3,34 +3,39 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import move
 
 import minisd
 from minisd import (
+    Completions,
+    Method,
+    Prompts,
     Teacher,
     completion_hidden,
-    geometric_mixture,
-    pad_left,
     pick_token,
     sample,
     token_log_probs,
 )
 
 PROMPTS = [[4, 2, 6], [9, 3, 5, 2, 8], [6], [7, 7, 3, 10], [2, 9]]  # B=5, P=5
+HINTED = [[8, *prompt] if len(prompt) > 2 else [3, 1, 1, *prompt] for prompt in PROMPTS]
 PAD, END = 0, 1
 LENGTH = 12
 
 
 def draw(model, prompts=PROMPTS, seed=0, extra_padding=0, pad_id=PAD, **options):
-    ids, pad_count = pad_left(prompts, pad_id)
-    ids = F.pad(ids, (extra_padding, 0), value=pad_id)
-    generator = torch.Generator().manual_seed(seed)
-    options = {"max_new_tokens": LENGTH, "end_id": END, **options}
-    return sample(
-        model, ids, pad_count + extra_padding, pad_id=pad_id, generator=generator, **options
-    )
+    shown = Prompts.of(prompts, pad_id)
+    ids = F.pad(shown.ids, (extra_padding, 0), value=pad_id)
+    return draw_from([(1.0, model, Prompts(ids, shown.pad_count + extra_padding))], seed=seed,
+                     pad_id=pad_id, **options)
 
 
-def plain_sample(model, seed, temperature, top_p):
+def draw_from(terms, seed=0, pad_id=PAD, **options):
+    options = {"max_new_tokens": LENGTH, "end_ids": (END,), **options}
+    return sample(terms, pad_id=pad_id, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def plain_sample(model, seed, temperature):
     """One row at a time, without cache, padding or early exit, from the same uniform numbers."""
     uniforms = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(seed)) * (1 - 1e-6)
     rows = []
@@ -39,7 +44,7 @@ def plain_sample(model, seed, temperature, top_p):
         while len(row) < LENGTH and END not in row:
             logits = model(torch.tensor([prompt + row]))[:, -1].float()
             u = uniform[len(row)][None]
-            row.append(pick_token(logits, u, temperature, top_p).item())
+            row.append(pick_token(logits, u, temperature).item())
         rows.append(row)
     return rows
 
@@ -49,19 +54,19 @@ def rows_of(completions):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.8), (4.0, 1.0), (0.0, 1.0)])
-def test_cached_sampling_equals_a_plain_loop(make_gpt, temperature, top_p):
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 4.0, 0.0])
+def test_cached_sampling_equals_a_plain_loop(make_gpt, temperature):
     """A stale cache, a wrong position, padding that is seen, or rows mixed up when some end."""
     model = make_gpt()
-    completions = draw(model, seed=3, temperature=temperature, top_p=top_p)
-    assert rows_of(completions) == plain_sample(model, 3, temperature, top_p)
+    completions = draw(model, seed=3, temperature=temperature)
+    assert rows_of(completions) == plain_sample(model, 3, temperature)
 
 
 @torch.no_grad()
 def test_any_of_several_end_tokens_ends_a_completion(make_gpt):
     """Only the first end token that a chat model has: text behind its turn is scored with it."""
     model, ends = make_gpt(), (END, 4, 7)
-    one, several = rows_of(draw(model, seed=3)), rows_of(draw(model, seed=3, end_id=ends))
+    one, several = rows_of(draw(model, seed=3)), rows_of(draw(model, seed=3, end_ids=ends))
     for longer, row in zip(one, several):
         first = min((longer.index(end) for end in ends if end in longer), default=LENGTH)
         assert row == longer[: first + 1]
@@ -124,31 +129,82 @@ def test_mask_counts_the_end_token_and_nothing_behind_it(make_gpt):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_p": 0.7}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"temperature": 3.0}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sampled_log_probs_equal_those_of_the_training_forward(make_gpt, options, dtype):
     """A first importance ratio that is not 1: another temperature, shift or padding in training."""
     model = make_gpt(dtype=dtype)
     completions = draw(model, **options)
-    states = completion_hidden(model, *pad_left(PROMPTS, PAD), completions.ids)
-    training = token_log_probs(model.head(states), completions.ids)
+    states = completion_hidden(model, Prompts.of(PROMPTS, PAD), completions.ids)
+    training = token_log_probs(model.lm_head(states), completions.ids)
     # 1e-4: the cached and the whole forward add in another order, in float32.
     ratio = (training.float() - completions.token_log_probs).exp()[completions.mask]
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=0)
 
 
-@torch.no_grad()
-def test_mixed_teacher_samples_from_its_mixture(make_gpt):
-    """A trust-region teacher that samples from one of its two models alone."""
+TARGETS = {
+    "trust_region": {"teacher": "trust_region", "teacher_update_rate": 0.3},
+    "anchor": {"target": ((0.6, "live", "solution"), (0.4, "frozen", "none"))},
+    "contrast": {"target": ((1.0, "ema", "solution"), (-0.5, "frozen", "none"))},
+}
+
+
+def mixed_teacher(make_gpt, settings):
+    """A teacher of two terms whose weights and prompts all differ, its terms, and plain log Q."""
     student = make_gpt()
-    teacher = Teacher("trust_region", student, update_rate=0.3)
-    for weight in student.parameters():
-        weight += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    completions = draw(teacher, temperature=0.0)
-    for prompt, row in zip(PROMPTS, rows_of(completions)):
-        ids = torch.tensor([prompt + row])
-        mixed = geometric_mixture([m(ids) for m, _ in teacher.parts()], [0.7, 0.3])
-        assert mixed[0, len(prompt) - 1 : -1].argmax(-1).tolist() == row
+    teacher = Teacher(Method(**{"teacher_update_rate": 0.5, **settings}), student)
+    move(student, 1, size=0.2)
+    teacher.update(1)
+    terms = teacher.terms({"none": Prompts.of(PROMPTS, PAD), "solution": Prompts.of(HINTED, PAD)})
+
+    def plain(row: int, completion: list[int]) -> torch.Tensor:
+        """log Q (T, V) before every token of a completion, from plain forwards of whole rows."""
+        total = 0
+        for (a, _, context), (_, model, _) in zip(teacher.method.terms, terms):
+            prompt = (PROMPTS if context == "none" else HINTED)[row]
+            states = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 :]
+            total = total + a * states.log_softmax(-1)
+        return total.log_softmax(-1)
+
+    return terms, plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_teacher_of_several_terms_samples_from_their_normalised_sum(
+    make_gpt, settings, temperature
+):
+    """Samples of one term alone, of prompts exchanged between terms, or logits not normalised."""
+    terms, plain = mixed_teacher(make_gpt, settings)
+    completions = draw_from(terms, seed=3, temperature=temperature)
+    uniforms = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(3)) * (1 - 1e-6)
+    for i, row in enumerate(rows_of(completions)):
+        log_q = plain(i, row)[:-1].float()  # (T, V)
+        picked = pick_token(log_q, uniforms[i, : len(row)], temperature)
+        assert picked.tolist() == row
+        chosen = log_q.gather(1, torch.tensor(row)[:, None])[:, 0]
+        # 1e-4: rotary angles and sums of float32.
+        torch.testing.assert_close(
+            completions.token_log_probs[i, : len(row)], chosen, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_terms_of_the_same_model_and_prompts_add_their_coefficients(make_gpt):
+    """A coefficient that is lost, or that counts for its first term alone: power 2 is sharper."""
+    model, prompts = make_gpt(), Prompts.of(PROMPTS, PAD)
+    twice = draw_from([(1.5, model, prompts), (0.5, model, prompts)], seed=3)
+    assert torch.equal(twice.ids, draw_from([(2.0, model, prompts)], seed=3).ids)
+    assert torch.equal(twice.ids, draw(model, seed=3, temperature=0.5).ids)
+    assert not torch.equal(twice.ids[:, 0], draw(model, seed=3).ids[:, 0])
+
+
+@torch.no_grad()
+def test_given_uniform_numbers_decide_the_text(make_gpt):
+    """Numbers that are drawn although they are given: paired texts would not be pairs."""
+    uniforms = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(4))
+    given = draw(make_gpt(), seed=9, uniforms=uniforms)
+    assert torch.equal(given.ids, draw(make_gpt(), seed=4).ids)
 
 
 @torch.no_grad()
@@ -158,18 +214,31 @@ def test_one_token_completions_work(make_gpt):
     assert completions.ids.shape == completions.mask.shape == (5, 1) and completions.mask.all()
 
 
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"temperature": -0.1}, "temperature -0.1"),
-        ({"top_p": 0.0}, "top_p 0.0"),
-        ({"top_p": 1.5}, "top_p 1.5"),
-    ],
-)
-def test_impossible_sampling_settings_are_refused_by_name(make_gpt, options, named):
+@torch.no_grad()
+def test_tokens_are_chosen_by_the_function_that_is_given(make_gpt):
+    """A choice that is made twice, or log-probabilities of what another function would choose."""
+    model, seen = make_gpt(), []
+
+    def second_best(logits, uniform, temperature):
+        seen.append((uniform, temperature))
+        return logits.topk(2).indices[:, 1]
+
+    completions = draw(model, seed=4, temperature=0.7, pick=second_best)
+    uniforms = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(4)) * (1 - 1e-6)
+    assert torch.equal(seen[0][0], uniforms[:, 0]) and {t for _, t in seen} == {0.7}
+    for i, (prompt, row) in enumerate(zip(PROMPTS, rows_of(completions))):
+        logits = model(torch.tensor([prompt + row]))[0, len(prompt) - 1 : -1].float()
+        assert logits.topk(2).indices[:, 1].tolist() == row
+        chosen = logits.log_softmax(-1).gather(1, torch.tensor(row)[:, None])[:, 0]
+        # 1e-4: the cached and the whole forward add in another order, in float32.
+        torch.testing.assert_close(
+            completions.token_log_probs[i, : len(row)], chosen, atol=1e-4, rtol=0)
+
+
+def test_a_negative_temperature_is_refused_by_name(make_gpt):
     """A negative temperature that silently samples the least likely tokens."""
-    with pytest.raises(ValueError, match=named):
-        draw(make_gpt(), **options)
+    with pytest.raises(ValueError, match=r"temperature: -0\.1; allowed: 0 or more"):
+        draw(make_gpt(), temperature=-0.1)
 
 
 # Drawing one token --------------------------------------------------------------------------------
@@ -178,9 +247,9 @@ LOGITS = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.5, 0.0])
 DRAWS = 20_000
 
 
-def frequencies(logits, temperature=1.0, top_p=1.0):
+def frequencies(logits, temperature=1.0):
     uniforms = torch.rand(DRAWS, generator=torch.Generator().manual_seed(7))
-    tokens = pick_token(logits.expand(DRAWS, -1), uniforms, temperature, top_p)
+    tokens = pick_token(logits.expand(DRAWS, -1), uniforms, temperature)
     return tokens.bincount(minlength=len(logits)) / DRAWS
 
 
@@ -196,26 +265,14 @@ def test_temperature_divides_the_logits(temperature):
     assert_within_four_standard_errors(frequencies(LOGITS, temperature), expected)
 
 
-def test_top_p_keeps_the_smallest_set_with_that_mass():
-    """The token that crosses the threshold dropped, one too many kept, or no renormalisation."""
-    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    for top_p, expected in [
-        (0.35, [0.0, 1.0, 0.0, 0.0]),
-        (0.45, [0.0, 4 / 7, 0.0, 3 / 7]),
-        (0.65, [0.0, 4 / 7, 0.0, 3 / 7]),
-        (0.75, [0.0, 4 / 9, 2 / 9, 3 / 9]),
-        (1e-6, [0.0, 1.0, 0.0, 0.0]),
-    ]:
-        assert_within_four_standard_errors(frequencies(logits, top_p=top_p), torch.tensor(expected))
-
-
 def test_first_sampled_token_follows_the_model(make_gpt):
     """Uniform numbers used twice, or a distribution taken from another position than the last."""
-    model = make_gpt()
-    completions = draw(model, [[4, 2, 6]] * DRAWS, max_new_tokens=1)
+    model, one = make_gpt(), Prompts.of([[4, 2, 6]], PAD)
+    many = Prompts(one.ids.expand(DRAWS, 3), one.pad_count.expand(DRAWS))
+    completions = draw_from([(1.0, model, many)], max_new_tokens=1)
     observed = completions.ids[:, 0].bincount(minlength=11) / DRAWS
     with torch.no_grad():
-        expected = model(torch.tensor([[4, 2, 6]]))[0, -1].softmax(0).float()
+        expected = model(one.ids)[0, -1].softmax(0).float()
     assert_within_four_standard_errors(observed, expected)
 
 
@@ -224,21 +281,48 @@ def test_forbidden_tokens_are_never_drawn():
     uniforms = torch.tensor([0.0, 0.3, 0.5, 1 - 1e-6])
     for low in (-torch.inf, -1e4):
         logits = torch.tensor([low, 1.0, low, 1.0, low])
-        for top_p in (1.0, 0.9):
-            tokens = pick_token(logits.expand(4, -1), uniforms, 1.0, top_p)
-            assert set(tokens.tolist()) == {1, 3}
-        assert pick_token(logits[None], uniforms[:1], 0.0, 1.0).item() == 1
+        tokens = pick_token(logits.expand(4, -1), uniforms, 1.0)
+        assert set(tokens.tolist()) == {1, 3}
+        assert pick_token(logits[None], uniforms[:1], 0.0).item() == 1
+
+
+def test_a_row_without_a_distribution_gives_a_token_and_no_crash():
+    """An index of V from nan, which would be an error of the embedding far from its cause."""
+    tokens = pick_token(torch.full((2, 5), torch.nan), torch.tensor([0.0, 0.9]), 1.0)
+    assert ((tokens >= 0) & (tokens < 5)).all()
 
 
 # Padding and the shift ----------------------------------------------------------------------------
 
 
-def test_pad_left_by_hand():
+def test_prompts_by_hand():
     """Padding on the wrong side, or counted per batch instead of per row."""
-    ids, pad_count = pad_left([[5, 6, 7], [8]], pad_id=0)
-    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]] and pad_count.tolist() == [0, 2]
+    prompts = Prompts.of([[5, 6, 7], [8]], pad_id=0)
+    assert prompts.ids.tolist() == [[5, 6, 7], [0, 0, 8]] and prompts.pad_count.tolist() == [0, 2]
     with pytest.raises(ValueError, match="prompt: empty"):
-        pad_left([[5], []], pad_id=0)
+        Prompts.of([[5], []], pad_id=0)
+
+
+def test_completions_by_hand():
+    """Padding that counts as written, or log-probabilities of another row."""
+    completions = Completions.of([[5, 6, 1], [8]], 0, "cpu", [[-0.5, -1.5, -2.5], [-3.5]])
+    assert completions.ids.tolist() == [[5, 6, 1], [8, 0, 0]]
+    assert completions.mask.tolist() == [[True] * 3, [True, False, False]]
+    assert completions.token_log_probs.tolist() == [[-0.5, -1.5, -2.5], [-3.5, 0.0, 0.0]]
+    assert (Completions.of([[5, 6], [8]], 0).token_log_probs == 0).all()
+
+
+def test_taken_rows_equal_rows_that_were_alone_from_the_start():
+    """Rows out of order, padding trimmed on the wrong side, or by the longest row of the whole."""
+    rows, log_probs = [[5, 6, 7, 1], [8, 1], [9, 4, 1]], [[-1.0] * 4, [-2.0] * 2, [-3.0] * 3]
+    chosen = torch.tensor([2, 1])
+    taken = Prompts.of(rows, 0).take(chosen)
+    alone = Prompts.of([rows[2], rows[1]], 0)
+    assert torch.equal(taken.ids, alone.ids) and torch.equal(taken.pad_count, alone.pad_count)
+    taken = Completions.of(rows, 0, "cpu", log_probs).take(chosen)
+    alone = Completions.of([rows[2], rows[1]], 0, "cpu", [log_probs[2], log_probs[1]])
+    for name in ("ids", "mask", "token_log_probs"):
+        assert torch.equal(getattr(taken, name), getattr(alone, name))
 
 
 @torch.no_grad()
@@ -246,7 +330,7 @@ def test_state_t_predicts_completion_token_t(make_gpt):
     """Targets shifted by one, or by the padding of another row."""
     model = make_gpt()
     completion_ids = torch.arange(5 * 3).view(5, 3) % 11  # B=5, T=3
-    states = completion_hidden(model, *pad_left(PROMPTS, PAD), completion_ids)
+    states = completion_hidden(model, Prompts.of(PROMPTS, PAD), completion_ids)
     for prompt, completion, state in zip(PROMPTS, completion_ids.tolist(), states):
         plain = model.hidden(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1]
         torch.testing.assert_close(state, plain, atol=1e-12, rtol=0)
@@ -257,14 +341,14 @@ def test_training_states_ignore_padding_content(make_gpt):
     """Padding, left or right, that leaks into the states that are trained."""
     model = make_gpt()
     completion_ids = torch.arange(5 * 3).view(5, 3) % 11
-    ids, pad_count = pad_left(PROMPTS, PAD)
-    expected = completion_hidden(model, ids, pad_count, completion_ids)
-    other_ids, _ = pad_left(PROMPTS, 10)
-    torch.testing.assert_close(
-        completion_hidden(model, other_ids, pad_count, completion_ids), expected, atol=0, rtol=0
-    )
+    prompts = Prompts.of(PROMPTS, PAD)
+    expected = completion_hidden(model, prompts, completion_ids)
+    other = completion_hidden(model, Prompts.of(PROMPTS, 10), completion_ids)
+    torch.testing.assert_close(other, expected, atol=0, rtol=0)
+    wider = Prompts(F.pad(prompts.ids, (3, 0), value=7), prompts.pad_count + 3)
+    other = completion_hidden(model, wider, completion_ids)
+    torch.testing.assert_close(other, expected, atol=1e-12, rtol=0)
     behind = completion_ids.clone()
     behind[:, 2] = 7
-    torch.testing.assert_close(
-        completion_hidden(model, ids, pad_count, behind), expected, atol=1e-12, rtol=0
-    )
+    other = completion_hidden(model, prompts, behind)
+    torch.testing.assert_close(other, expected, atol=1e-12, rtol=0)

@@ -3,10 +3,12 @@
 Shares are compared with their exact values within four standard errors, from seeded generators.
 """
 
+import copy
 import dataclasses
 import math
 import random
 import re
+import zlib
 
 import pytest
 
@@ -17,16 +19,20 @@ from toy_tasks import (
     MARKER,
     REMARK,
     VOCABULARY,
+    Context,
+    Example,
     Problem,
+    Toy,
     ToyTask,
     World,
+    check_context,
     decode,
     draw_document,
     draw_problem,
     draw_split,
     encode,
     final_answer,
-    grade,
+    parse_world,
     privileged_context,
     write_completion,
 )
@@ -156,10 +162,19 @@ def test_other_problem_is_another_problem_of_the_same_form():
         assert other != short and other.values == (int(found[2]),)
 
 
-def test_unknown_context_is_refused_by_name():
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: privileged_context(CHAIN, "hint", rng()),
+        lambda: draw_document(rng(), World(), "hint"),
+        lambda: ToyTask(World()).context(Example(CHAIN), "hint", rng()),
+        lambda: check_context(Toy(), {"solution", "hint"}, True),
+    ],
+)
+def test_unknown_context_is_refused_by_name(refused):
     """A typo that trains without any context."""
-    with pytest.raises(ValueError, match="context: 'hint'; allowed: none, answer"):
-        privileged_context(CHAIN, "hint", rng())
+    with pytest.raises(ValueError, match="--context: 'hint'; allowed: none, partial"):
+        refused()
 
 
 @pytest.mark.parametrize("kind", CONTEXTS)
@@ -221,7 +236,7 @@ def test_certainty_zero_makes_a_context_like_none():
     flat = dataclasses.replace(World(), certainty=dict.fromkeys(CONTEXTS, 0.0))
     count = 1500
     base = share(completions(flat, "none", count=count), is_direct)
-    for seed, kind in enumerate(CONTEXTS[1:], start=1):
+    for seed, kind in enumerate([*CONTEXTS][1:], start=1):
         observed = share(completions(flat, kind, count=count, seed=seed), is_direct)
         difference = math.sqrt(2 * base * (1 - base) / count)
         assert abs(observed - base) <= 4 * difference, kind
@@ -270,7 +285,7 @@ def test_persona_rate_switches_unreliable_authors():
         texts = [write_completion(CHAIN, World(persona_rate=rate), rng(i)) for i in range(600)]
         assert_share(share(texts, lambda x: REMARK in x), rate, 600)
         for text in texts:
-            wrong = grade(text, CHAIN.values[-1]).reward == 0
+            wrong = final_answer(text) != CHAIN.values[-1]
             assert wrong == (REMARK in text)
             assert not (wrong and MARKER in text)  # never hesitates, never corrects
 
@@ -333,13 +348,28 @@ def test_documents_are_the_same_for_the_same_seed():
     assert documents(World(), seed=5) == documents(World(), seed=5) != documents(World(), seed=6)
 
 
+def test_documents_are_those_of_the_measured_results():
+    """A row moved in CONTEXTS, or a draw more or less: results would be those of another world."""
+    text = "\n".join(prompt + completion for prompt, completion in documents(World(), count=1000))
+    assert zlib.crc32(text.encode()) == 1222935174
+
+
+def test_documents_draw_their_rule_among_nine_and_their_siblings_from_the_reliable():
+    """A rule that adds nothing, or a peer whose answer is wrong."""
+    prompts = [prompt for prompt, _ in documents(World(), "rule")]
+    assert {prompt[6] for prompt in prompts} == set("123456789")
+    prompts = [prompt for prompt, _ in documents(World(persona_rate=0.9), "sibling")]
+    for peer, text in (prompt.removesuffix(" = ").split(" | ") for prompt in prompts):
+        assert final_answer(peer) == Problem.parse(text).values[-1] and REMARK not in peer
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"operators": ""}, "world operators: ''"),
+        ({"operators": ""}, "--world operators: ''; allowed: one or more"),
         ({"operators": "+/"}, "world operators: '\\+/'"),
         ({"max_operations": 0}, "world max_operations: 0"),
-        ({"slip_rate": 1.1}, "world slip_rate: 1.1; allowed: 0 to 1"),
+        ({"slip_rate": 1.1}, "--world slip_rate: 1.1; allowed: 0 to 1"),
         ({"direct_floor": -0.1}, "world direct_floor: -0.1"),
         ({"persona_rate": math.nan}, "world persona_rate: nan"),
         ({"certainty": {"none": 0.0}}, "world certainty:"),
@@ -430,14 +460,15 @@ def test_train_draws_from_the_pool_and_the_other_splits_do_not():
 
 @pytest.mark.parametrize("rules", [(), (3,), (1, 2, 8)])
 def test_references_score_full_marks_under_the_rule(rules):
-    """A reference that is marked wrong, or a rule that the grade does not know."""
+    """A reference that is marked wrong, or a rule that the reward does not know."""
     task, generator = ToyTask(World(), rules=rules), rng(0)
     seen = set()
     for _ in range(200):
         example = task.draw("fresh", generator)
         seen.add(example.rule)
         reference = task.reference(example, generator)
-        assert task.grade(reference, example).reward == 1.0
+        assert task.reward(reference, example) == 1.0
+        assert task.measures(reference, example)["accuracy_frac"] == 1.0
         assert task.decode(task.encode(reference)) == reference
         assert example.answer == (example.problem.values[-1] + example.rule) % 10
         # A prompt with nothing in it but the problem: no rule, no context.
@@ -465,15 +496,20 @@ def test_references_score_full_marks_under_the_rule(rules):
 def test_final_answer_by_hand(completion, answer):
     """A reward that a student can have by writing several answers in a row."""
     assert final_answer(completion) == answer
-    assert grade(completion, 7).reward == float(answer == 7)
+    assert ToyTask(World()).reward(completion, Example(CHAIN)) == float(answer == 7)
 
 
-def test_grade_by_hand():
+def test_measures_by_hand():
     """A marker counted once per text, or a step taken for a direct answer."""
-    result = grade("wait 3*7=2; wait 3*7=1; answer 1 demo", 1)
-    assert (result.reward, result.markers, result.direct, result.remark) == (1.0, 2, False, True)
-    result = grade("answer 4", 1)
-    assert (result.reward, result.markers, result.direct, result.remark) == (0.0, 0, True, False)
+    task, example = ToyTask(World()), Example(Problem.parse("3*7"))
+    measures = task.measures("wait 3*7=2; wait 3*7=1; answer 1 demo", example)
+    assert measures == {
+        "accuracy_frac": 1.0, "markers_per_completion": 2.0, "direct_frac": 0.0, "remark_frac": 1.0
+    }
+    measures = task.measures("answer 4", example)
+    assert [*measures.values()] == [0.0, 0.0, 1.0, 0.0]
+    assert all(type(value) is float for value in measures.values())
+    assert task.reward("answer 4", Example(Problem.parse("3*7"), rule=3)) == 1.0
 
 
 def test_running_the_file_prints_documents_of_every_kind(capsys):
@@ -487,7 +523,192 @@ def test_running_the_file_prints_documents_of_every_kind(capsys):
 def test_training_on_one_length_draws_that_length_alone():
     """Catches a pool, or endless problems, of lengths that post-training should not see."""
     for pool_size in (0, 5):
-        task = ToyTask(toy_tasks.World(), pool_size=pool_size, operators="+", operations=3)
+        task = ToyTask(World(), pool_size=pool_size, operators="+", operations=3)
         for split in ("train", "fresh"):
-            drawn = [task.draw(split, random.Random(i)).problem.operators for i in range(30)]
+            drawn = [task.draw(split, rng(i)).problem.operators for i in range(30)]
             assert set(drawn) == {"+++"}
+
+
+# The table of contexts ----------------------------------------------------------------------------
+
+
+def rows_of_the_docstring():
+    """kind -> (context, prompt, completion) of the documents that the docstring shows."""
+    rows = re.findall(r"^    (\w+)  +(.*?\| )?(\d\S+ = )(.+)$", toy_tasks.__doc__, re.MULTILINE)
+    return {kind: (context, prompt, completion) for kind, context, prompt, completion in rows}
+
+
+def test_docstring_shows_one_document_of_every_context():
+    """A table that lacks a context, or shows them in another order than the generator has."""
+    assert list(rows_of_the_docstring()) == list(CONTEXTS)
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_docstring_shows_what_the_generator_writes(kind):
+    """A documented document that no author of the default world would write."""
+    context, prompt, completion = rows_of_the_docstring()[kind]
+    assert prompt == CHAIN.prompt and encode(context + prompt + completion)
+    peer = re.fullmatch(r"peer (.*) \| ", context)
+    tried = re.fullmatch(r"tried:(\d) .*", context)
+    attempt = peer[1] if peer else f"answer {tried[1]}" if tried else ""
+    rule = 3 if CONTEXTS[kind].draws_rule else 0
+    options = {"attempt": attempt, "rule": rule}
+    if kind == "other_problem":
+        shown = re.fullmatch(r"other (\S+) = (\S+) \| ", context)
+        other = Problem.parse(shown[1])
+        assert ",".join(map(str, other.values)) == shown[2] and other != CHAIN
+        assert len(other.operators) == len(CHAIN.operators)
+    else:
+        contexts = {privileged_context(CHAIN, kind, rng(i), **options) for i in range(100)}
+        assert context in contexts
+    certainty = 0.0 if "wrong |" in context else World().certainty[kind]
+    believed = int(context[-4]) if CONTEXTS[kind].is_believed else None
+    options = {"certainty": certainty, "believed": believed, "rule": rule}
+    written = {write_completion(CHAIN, World(), rng(i), **options) for i in range(1000)}
+    assert completion in written
+    if peer:
+        assert attempt in {write_completion(CHAIN, World(), rng(i)) for i in range(1000)}
+
+
+def checklist(problem, generator, attempt, rule):
+    return f"hint {problem.operators}{generator.randint(0, 9)}"
+
+
+def test_a_new_context_is_one_function_and_one_row(monkeypatch):
+    """A second place where a context has to be named, or a table copied at import."""
+    monkeypatch.setitem(CONTEXTS, "checklist", Context(checklist, 0.9, 0.3))
+    world = World(persona_rate=0.0, direct_slope=1.0, direct_floor=0.0)
+    assert world.certainty["checklist"] == 0.9 and world.document_share["checklist"] == 0.3
+    pairs = documents(world, count=1000)
+    shown = [c for p, c in pairs if re.match(r"hint [+*-]+\d \| ", p)]
+    assert_share(len(shown) / 1000, 0.3 / sum(world.document_share.values()), 1000)
+    assert_share(share(shown, is_direct), 0.9, len(shown))
+    task = ToyTask(world)
+    context = task.context(Example(CHAIN), "checklist", rng(1))
+    assert re.fullmatch(r"hint \*\+-\d \| ", context)
+    assert task.prompt_ids(Example(CHAIN), context) == encode(f"{context}3*7+4-8 = ")
+    assert "checklist" not in task.attempts
+    assert parse_world("document_share.checklist=0.5").document_share["checklist"] == 0.5
+    check_context(Toy(), {"checklist"}, True)
+    with pytest.raises(ValueError, match=r"--context: 'chess'; allowed: .*, checklist$"):
+        check_context(Toy(), {"chess"}, True)
+
+
+@pytest.mark.parametrize("whose, certainty", [("own", 0.5), ("sibling", 1.0)])
+def test_a_new_context_made_of_an_attempt_is_shown_one(whose, certainty, monkeypatch):
+    """A context that says what it is made of and is given something else, or nothing."""
+    row = Context(lambda p, rng, attempt, rule: f"tried:{attempt}", 1.0, 0.1, whose)
+    monkeypatch.setitem(CONTEXTS, "shown", row)
+    calm = World(persona_rate=0.0, slip_rate=0.0)
+    pairs = documents(calm, "shown", count=800)
+    attempts = [re.match(r"tried:(.+) \| ", prompt)[1] for prompt, _ in pairs]
+    texts = [prompt.split(" | ")[-1].removesuffix(" = ") for prompt, _ in pairs]
+    right = [final_answer(a) == Problem.parse(t).values[-1] for a, t in zip(attempts, texts)]
+    assert_share(sum(right) / 800, certainty, 800)
+    assert all(is_direct(c) for (_, c), sure in zip(pairs, right) if sure)
+    assert all(map(is_direct, attempts)) == (whose == "own")
+    assert ToyTask(World()).attempts == {"sibling": "sibling", "feedback": "own", "shown": whose}
+    context = ToyTask(World()).context(Example(CHAIN), "shown", rng(), "answer 4")
+    assert context == "tried:answer 4 | "
+
+
+def test_the_source_of_an_attempt_is_one_of_two():
+    """A typo that training would read as a sibling."""
+    with pytest.raises(ValueError, match="attempt of a context: 'siblings'; allowed: '', own"):
+        Context(checklist, 0.5, 0.1, "siblings")
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_the_world_of_the_flags_is_the_default_with_the_named_changes():
+    """An override that is lost, lands in another table, or keeps its text."""
+    assert Toy().make_task(0, 0).world == parse_world("") == World()
+    text = "persona_rate=0, certainty.answer = .5,max_operations=2,functional_markers=false"
+    changed = parse_world(text + ",operators=-+")
+    certainty = {**World().certainty, "answer": 0.5}
+    assert changed == World("-+", 2, functional_markers=False, persona_rate=0, certainty=certainty)
+    assert World().certainty["answer"] == 0.7
+
+
+def test_a_task_made_of_settings_has_them():
+    """A flag that does not reach the task."""
+    toy = Toy("max_operations=4", train_operators="+-", train_operations=3, rules="2,7")
+    task = toy.make_task(5, 9)
+    expected = ToyTask(
+        World(max_operations=4), pool_size=5, operators="+-", operations=3, rules=(2, 7), seed=9
+    )
+    assert vars(task) == vars(expected)
+    assert task.splits == ("train", "fresh", "longer", "new_operators")
+    assert (task.pad_id, task.end_ids) == (toy_tasks.PAD_ID, (toy_tasks.END_ID,))
+
+
+def test_a_copy_of_a_task_is_a_task_of_its_own():
+    """A pool or a world that two tasks share."""
+    task = ToyTask(World(), pool_size=8, rules=(3,))
+    twin = copy.deepcopy(task)
+    drawn = [[t.draw("train", rng(i)) for i in range(20)] for t in (task, twin)]
+    assert drawn[0] == drawn[1] and twin.pool is not task.pool
+    twin.pool.clear()
+    assert len(task.pool) == 8
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"world": "persona=1"}, "--world: 'persona'; allowed: operators, .*, certainty.<context>"),
+        ({"world": "certainty=1"}, "--world: 'certainty'; allowed: operators"),
+        ({"world": "certainty.x=1"}, "--world: 'certainty.x'; allowed: operators"),
+        ({"world": "slip_rate.x=1"}, "--world: 'slip_rate.x'; allowed: operators"),
+        ({"world": "slip_rate"}, "--world: slip_rate = ''; allowed: float"),
+        ({"world": "max_operations=2.5"}, "--world: max_operations = '2.5'; allowed: int"),
+        ({"world": "functional_markers=no"}, "--world: .* = 'no'; allowed: true or false"),
+        ({"world": "persona_rate=2"}, "--world persona_rate: 2.0; allowed: 0 to 1"),
+        ({"world": "max_operations=1000"}, "--world max_operations: 1000; allowed: 1 to 100"),
+        ({"rules": "12"}, "--rules: '12'; allowed: digits 1-9 joined by commas"),
+        ({"rules": "0"}, "--rules: '0'; allowed: digits 1-9"),
+        ({"train_operators": "/"}, "--train_operators: '/'; allowed: some of [+] - [*]$"),
+        (
+            {"world": "operators=+-", "train_operators": "*"},
+            "--train_operators: '[*]'; allowed: some of [+] -$",
+        ),
+        ({"train_operations": 7}, "--train_operations: 7; allowed: 0 to 6"),
+        ({"train_operations": -1}, "--train_operations: -1; allowed: 0 to 6"),
+        ({"pretrain_steps": 0}, "--pretrain_steps: 0; allowed: 1 or more"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_the_world_are_refused_by_name(settings, message):
+    """A typo that trains in the default world, or a training set that is empty."""
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        Toy(**settings)
+    assert "\n" not in str(error.value)
+
+
+NEEDS_A_RULE = "--rules: '{}'; allowed: numbers such as 3 or 2,7 with --context rule"
+NEEDS_THE_CONTEXT = "--context: '{}'; allowed: rule, with --rules and a teacher"
+
+
+@pytest.mark.parametrize(
+    "rules, contexts, distils, message",
+    [
+        ("", {"rule"}, True, NEEDS_A_RULE.format("")),
+        (",", {"none", "rule"}, False, NEEDS_A_RULE.format(",")),
+        ("3", {"solution"}, True, NEEDS_THE_CONTEXT.format("solution")),
+        ("3", {"rule", "answer"}, True, NEEDS_THE_CONTEXT.format("answer")),
+        ("3", {"none"}, True, NEEDS_THE_CONTEXT.format("none")),
+        ("3", {"none", "feedback"}, False, "--context: 'feedback'; allowed: no verdicts"),
+        ("3", {"rule", "none"}, True, ""),
+        ("3", {"solution", "none"}, False, ""),
+        ("3", set(), False, ""),
+        ("", {"solution", "feedback", "none"}, True, ""),
+    ],
+)
+def test_rules_and_contexts_that_contradict_each_other_are_refused(
+    rules, contexts, distils, message
+):
+    """A teacher that knows the answer without the rule, or feedback that contradicts the reward."""
+    if not message:
+        return check_context(Toy(rules=rules), contexts, distils)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_context(Toy(rules=rules), contexts, distils)

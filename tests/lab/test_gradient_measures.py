@@ -6,15 +6,18 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import batch_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import minisd
 import toy_tasks
-import train_gpt
-from minisd import cosine_of_means, estimator_laws, signal_and_noise
-from results import measures
-from results.measures import ESTIMATORS, Tree, fold, grow_tree, with_row
-from train_gpt import method_config
+from lab.evaluation import seeded
+from lab.measures import estimators, signals
+from lab.measures.estimators import ESTIMATORS, Tree, fold, grow_tree
+from lab.measures.formulas import cosine_of_means, estimator_laws, signal_and_noise
+from lab.measures.probe import Settings
+from minisd import METHODS, Method, Sizes, Teacher
+from toy_tasks import Toy
 
 
 def assert_same(actual, expected, atol=1e-10):
@@ -25,16 +28,16 @@ def tree_of(world, rarest: float) -> Tree:
     """The completions of the enumerated world; its models are so small that folding loses none."""
     with sdpa_kernel(SDPBackend.MATH):
         return grow_tree(
-            *(world.student, world.teacher),
-            *(prompts.ids[0].tolist() for prompts in (world.prompts, world.teacher_prompts)),
-            **{"max_tokens": 3, "end_id": 1, "rarest": rarest},
+            (world.student, world.teacher),
+            tuple(prompts.ids[0].tolist() for prompts in (world.prompts, world.teacher_prompts)),
+            max_tokens=3, end_id=1, rarest=rarest,
         )
 
 
 def expected(tree: Tree, name: str) -> torch.Tensor:
     probability = tree.log_probs(tree.student_logits).exp()
     assert_same(probability.sum().item(), 1.0, 1e-6)
-    return probability @ tree.estimates(method_config({"method": "sdpo"}), name)
+    return probability @ tree.estimates(name)
 
 
 # Enumeration --------------------------------------------------------------------------------------
@@ -86,15 +89,11 @@ def test_estimates_are_the_gradients_of_single_completions(world):
     tree, row = tree_of(world, rarest=0.0), 17
     assert tree.completions.mask[row].all()
     same = (world.completions.ids == tree.completions.ids[row]).all(1).nonzero()[:, 0]
-    teacher = minisd.Teacher("external", world.student, external=world.teacher)
-    divergence = minisd.score(
-        *(world.student, world.prompts.take(same), world.completions.take(same)),
-        lambda s, t, ids: {"kl": minisd.reverse_kl(s, t)},
-        teacher=teacher,
-        teacher_prompts=world.teacher_prompts.take(same),
-    )["kl"]
+    terms = [(1.0, world.teacher, world.teacher_prompts.take(same))]
+    batch = batch_of(world.prompts.take(same), terms[0][2], world.completions.take(same))
+    divergence = minisd.score(Method(), world.student, terms, batch)["divergence"]
     plain = fold(world.gradient(divergence.sum())[None])[0]
-    assert_same(tree.estimates(method_config({"method": "sdpo"}), "token_level")[row], plain)
+    assert_same(tree.estimates("token_level")[row], plain)
 
 
 def test_completions_that_are_cut_are_told_from_those_that_end(world):
@@ -104,9 +103,7 @@ def test_completions_that_are_cut_are_told_from_those_that_end(world):
     probability = tree.log_probs(tree.student_logits).exp().tolist()
     cut = sum(p for row, p in zip(rows, probability) if row[-1] != toy_tasks.END_ID)
     assert any(len(row) < 3 and row[-1] != toy_tasks.END_ID for row in rows)
-    laws = measures.tree_laws(
-        method_config({"method": "sdpo"}), tree, torch.Generator().manual_seed(0)
-    )
+    laws = estimators.tree_laws(tree, torch.Generator().manual_seed(0))
     assert laws["cut_frac"] == pytest.approx(cut)
 
 
@@ -114,7 +111,7 @@ def test_folding_keeps_lengths_and_angles():
     """Signs that differ between calls, or sums that add up what is alike."""
     x = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0)) + 0.5
     y = fold(x)
-    assert y.shape == (2, measures.FOLDED)
+    assert y.shape == (2, estimators.FOLDED)
     # Four standard deviations of 3 %.
     np.testing.assert_allclose(y.norm(dim=1), x.norm(dim=1), rtol=0.12)
     cosine = torch.nn.functional.cosine_similarity
@@ -128,9 +125,8 @@ def test_estimator_laws_worked_by_hand():
     """A variance of n samples for that of one, a bias in other units, counts out of order."""
     estimates = torch.tensor([[4.0, 0.0], [0.0, 0.0], [4.0, 4.0]])
     probability, truth = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([2.0, 0.0])
-    laws = estimator_laws(
-        estimates, probability, truth, [1, 10_000], torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    laws = estimator_laws(estimates, probability, truth, [1, 10_000], generator)
     assert laws["bias"] == pytest.approx(math.sqrt(2) / 2)  # the mean is (3, 1)
     assert laws["std"] == pytest.approx(math.sqrt(3 + 3) / 2)  # variances 3 and 3
     assert laws["error"] == pytest.approx([math.sqrt(0.5 + 1.5), math.sqrt(0.5 + 1.5e-4)])
@@ -172,63 +168,58 @@ def test_cosine_of_means_corrects_for_noise():
 # The measurements ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("before", ["sdpo", "grpo", "gkd", "sequence_kl"])
-def test_a_row_replaces_all_that_another_row_had_set(before):
-    """Self-distillation measured with the loss or sampler of the method asked for first."""
-    for after in measures.METHOD_ROWS:
-        config = with_row(method_config({"method": before, "seed": 5}), after, {"top_k": 3})
-        assert config == method_config({"method": after, "seed": 5, "top_k": 3})
-
-
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def settings(tmp_path_factory) -> Settings:
     """An easy world, and a base model that has hardly learned it."""
-    flags = {"world": "operators=+,max_operations=2,direct_slope=0.5", "pretrain_steps": 20}
-    flags |= {"cache_dir": str(tmp_path_factory.mktemp("base")), "max_new_tokens": 12}
-    return method_config(flags | {"train_problems": 8})
+    toy = Toy(world="operators=+,max_operations=2,direct_slope=0.5", pretrain_steps=20)
+    cache_dir = str(tmp_path_factory.mktemp("base"))
+    return Settings(toy=toy, cache_dir=cache_dir, max_new_tokens=12, train_problems=8)
 
 
 def flat(results: dict) -> list[float]:
     return [x for v in results.values() for x in (v if isinstance(v, list) else [v])]
 
 
-def test_estimators_are_measured_in_finite_numbers(config, monkeypatch):
+def test_estimators_are_measured_in_finite_numbers(settings, monkeypatch):
     """A name without numbers, nan where a horizon is longer than any completion, other numbers
     the second time."""
     small = {"TREE_OPERATIONS": (1,), "TREE_TOKENS": 2, "RAREST_PREFIX": 0.05}
-    small |= {"LONG_PROBLEMS": 1, "LONG_COMPLETIONS": 4, "SAMPLE_COUNTS": [1, 8]}
+    small |= {"LONG_PROBLEMS": 1, "LONG_COMPLETIONS": 3, "SAMPLE_COUNTS": [1, 8]}
+    small |= {"HORIZONS": [4, 20], "FOLDED": 256}
     for name, value in small.items():
-        monkeypatch.setattr(measures, name, value)
-    results = measures.measure_estimators(config)
+        monkeypatch.setattr(estimators, name, value)
+    results = estimators.measure_estimators(settings)
     assert np.isfinite(flat(results)).all()
-    assert results == measures.measure_estimators(config)
+    assert results == estimators.measure_estimators(settings)
     assert results["bias.sequence_level"] < 1e-4 < 1e-3 < results["bias.token_level"]
     for name in ESTIMATORS:
         assert len(results[f"cosine.{name}"]) == len(results[f"error.{name}"]) == 2
-    for name in measures.LONG_ESTIMATORS:
+    for name in estimators.LONG_ESTIMATORS:
         assert len(results[f"long.std.{name}"]) == len(results["long.tokens"])
 
 
-def test_batch_gradients_are_those_of_the_loss(config):
+@pytest.mark.parametrize("name", ["sdpo", "sft", "grpo"])
+def test_batch_gradients_are_those_of_the_loss(settings, name):
     """What is left over from the batch before, or a gradient that training would not follow."""
-    row = with_row(config, "sdpo", {"batch_size": 16, "group_size": 8})
-    student, task = train_gpt.initial_model(row)[0], train_gpt.make_task(row)
-    found = measures.batch_gradients(row, task, student, 2)
-    rng, name = random.Random("signal-sdpo-0"), "signal-sdpo-0"
-    generator, teacher = train_gpt.seeded(name, "cpu"), minisd.Teacher("frozen", student)
+    student, task, sizes = settings.base(), settings.task(), Sizes(4, 8, 12, micro_batch=9)
+    found = signals.batch_gradients(settings, name, student, task, sizes, 2)
+    rng, key = random.Random(f"signal-{name}-0"), f"signal-{name}-0"
+    generator, teacher = seeded(key, torch.device("cpu")), Teacher(METHODS[name], student)
     for gradient in found:
-        batch = train_gpt.collect(row, task, student, teacher, rng, generator, groups=2)
-        loss, _ = train_gpt.batch_loss(row, student, teacher, None, batch)
+        batch = minisd.rollout(METHODS[name], task, student, teacher, rng, generator, sizes)
+        x = minisd.score(METHODS[name], student, teacher.terms(batch.shown), batch)
+        x["reference_log_probs"] = x["student_log_probs"].detach()  # of a first step
+        loss = minisd.loss_of(METHODS[name], x, batch)
         parts = torch.autograd.grad(loss, list(student.parameters()))
         assert_same(gradient, torch.cat([part.flatten() for part in parts]), 1e-6)
-    assert found.norm(dim=1).min() > 0.01
+    assert name != "sdpo" or found.norm(dim=1).min() > 0.01
 
 
-def test_signals_are_measured_in_finite_numbers(config, monkeypatch):
+def test_signals_are_measured_in_finite_numbers(settings, monkeypatch):
     """A method whose numbers are those of another one, or a cosine or noise that is nan."""
-    for name, value in {"REWARD_COMPLETIONS": 32, "SIGNAL_BATCHES": 3}.items():
-        monkeypatch.setattr(measures, name, value)
-    results = measures.measure_signal(config)
+    monkeypatch.setattr(signals, "REWARD_COMPLETIONS", 32)
+    monkeypatch.setattr(signals, "SIGNAL_BATCHES", 3)
+    results = signals.measure_signal(settings)
     assert np.isfinite(flat(results)).all()
     names = ("snr", "cosine", "raw_cosine", "batch_cosine")
     assert all(len({results[f"{n}.{m}"] for m in ("sft", "grpo", "sdpo")}) == 3 for n in names)

@@ -1,0 +1,129 @@
+"""The base models of the toy: pretrained on documents, kept under a hash of their recipe."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+import minisd
+import toy_tasks
+from lab import storage
+from minisd import GPT, GPTConfig
+from toy_tasks import World
+
+SIZES = {"base": {}, "larger": {"n_layers": 3}}
+# Teachers that are base models of their own: (size, changes of the world).
+EXTERNAL_BASES = {"larger": ("larger", {}), "other_style": ("base", {"functional_markers": False})}
+# External teachers use one fixed seed, as a downloaded checkpoint would.
+EXTERNAL_SEED = 1000
+PRETRAIN_TOKENS = 2048  # per step
+MUON = {"lr": 0.021, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
+ADAMW = {"lr": 0.014, "betas": (0.9, 0.99), "weight_decay": 0.0}  # embedding, head and norms
+
+
+def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """The items, with a bar that shows the remaining time; without one where nobody looks."""
+    return tqdm(items, what, total, leave=False, file=sys.stdout, disable=not sys.stdout.isatty())
+
+
+def pretrain_batches(world: World, rng: random.Random) -> Iterator[Tensor]:
+    """Endless batches (B, T) of right-padded documents; like lengths together save padding."""
+    while True:
+        documents = (toy_tasks.draw_document(rng, world) for _ in range(4096))
+        rows = sorted(([*toy_tasks.encode(p + c), toy_tasks.END_ID] for p, c in documents), key=len)
+        batches, start = [], 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or (end - start + 1) * len(rows[end]) > PRETRAIN_TOKENS:
+                batches.append(rows[start:end])
+                start = end
+        rng.shuffle(batches)
+        for batch in batches:
+            T = max(map(len, batch))
+            yield torch.tensor([row + [toy_tasks.PAD_ID] * (T - len(row)) for row in batch])
+
+
+def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
+    """Next-token training on documents of the world, with Muon on the hidden matrices."""
+    hidden = [p for p in model.layers.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in hidden}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [torch.optim.Muon(hidden, **MUON), torch.optim.AdamW(others, **ADAMW)]
+    peaks = [MUON["lr"], ADAMW["lr"]]
+    device = next(model.parameters()).device
+    batches = pretrain_batches(world, random.Random(f"documents-{seed}"))
+    for step in progress(range(steps), "pretraining"):
+        ids = next(batches).to(device)
+        logits = model(ids[:, :-1])  # (B, T-1, V)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=toy_tasks.PAD_ID
+        )
+        loss.backward()
+        scale = min((step + 1) / 20, 1 - step / steps)  # warm-up over 20 steps, linearly to zero
+        for optimizer, peak in zip(optimizers, peaks):
+            optimizer.param_groups[0]["lr"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def recipe_hash(world: World, seed: int, steps: int, size: str, device: str) -> str:
+    """16 digits that stand for all that determines the weights, the code included.
+
+    The code is that of the documents, of the model and of this file: an edited loss keeps the base.
+    """
+    parts = (minisd.GPTConfig, minisd.RMSNorm, minisd.Attention, minisd.rotate, minisd.MLP)
+    parts += (minisd.Block, minisd.GPT, minisd.rope_table, toy_tasks, sys.modules[__name__])
+    # Version, threads (the order of additions) and device change the last bits of sums.
+    recipe = [dataclasses.asdict(world), dataclasses.asdict(shape_of(size)), seed, steps, device]
+    recipe += [torch.__version__, torch.get_num_threads(), *map(inspect.getsource, parts)]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+
+
+def shape_of(size: str) -> GPTConfig:
+    return GPTConfig(vocab_size=len(toy_tasks.VOCABULARY), **SIZES[size])
+
+
+def base_model(
+    world: World, seed: int, *, steps: int = 1200, size: str = "base", device: str = "cpu",
+    cache_dir: str = "out/base",
+) -> tuple[GPT, float]:
+    """The pretrained model, from the cache if possible, and the seconds its pretraining took.
+
+    Two processes that ask for the same model at once: the second waits for the first.
+    """
+    name = f"{size}-{recipe_hash(world, seed, steps, size, torch.device(device).type)}.pt"
+    path = Path(cache_dir) / name
+    model = GPT(shape_of(size), torch.Generator().manual_seed(seed)).to(device)
+    path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
+    if not path.exists():
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                print(f"base model: pretraining of {steps} steps, kept in {path}", flush=True)
+                start = time.perf_counter()
+                pretrain(model, world, steps, seed)
+                seconds = time.perf_counter() - start
+                content = {"weights": model.state_dict(), "pretrain_s": seconds}
+                storage.save_tensors(path, content)
+    saved = storage.load_tensors(path, "--cache_dir", {"weights", "pretrain_s"})
+    model.load_state_dict(saved["weights"])
+    return model.to(device), float(saved["pretrain_s"])
+
+
+def external_base(
+    name: str, world: World, *, steps: int = 1200, device: str = "cpu", cache_dir: str = "out/base"
+) -> tuple[GPT, float]:
+    """The base model that --external_teacher names, one for all seeds."""
+    size, changes = EXTERNAL_BASES[name]
+    world = dataclasses.replace(world, **changes)
+    return base_model(
+        world, EXTERNAL_SEED, steps=steps, size=size, device=device, cache_dir=cache_dir
+    )

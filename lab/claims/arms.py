@@ -1,0 +1,52 @@
+"""The vocabulary of arms: flags of train_gpt.py, and the two other things that an arm can be."""
+
+from dataclasses import dataclass
+
+# What all claims share. Runs are shorter than by default, so that a claim takes minutes; an arm
+# changes what its text varies, and nothing is tuned.
+SHARED = "--steps 60 --batch_size 64 --threads 1"
+
+# NOTE: a flag with its default value would make another run of the same experiment: leave it out.
+SDPO = "--method sdpo"
+GRPO = "--method grpo"
+SFT = "--method sft"
+FROZEN = f"{SDPO} --teacher frozen"
+LIVE = f"{SDPO} --teacher live"
+LARGER = f"{SDPO} --teacher external --external_teacher larger --context none"
+OTHER_STYLE = f"{SDPO} --teacher external --external_teacher other_style --context none"
+RULE = f"{FROZEN} --context rule"  # the teacher sees `rule +3`
+
+FORWARD_KL = "--divergence forward_kl"
+OFF_POLICY = "--student_frac 0"  # the teacher writes
+NO_FUNCTION = "--world functional_markers=false"
+NO_PERSONA = "--world persona_rate=0"
+ENDLESS = "--train_problems 0"
+
+CONTEXTS = {  # what the teacher sees -> SDPO with it
+    "other_problem": f"{SDPO} --context other_problem",
+    "partial": f"{SDPO} --context partial",
+    "feedback": f"{SDPO} --context feedback",
+    "answer": f"{SDPO} --context answer",
+    "sibling": f"{SDPO} --context sibling",
+    "wrong": f"{SDPO} --context wrong",
+    "solution": SDPO,
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`python -m lab.measures NAME FLAGS`: of the base model, without any training."""
+
+    name: str
+    flags: str = ""
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A training run with these flags, and `python -m lab.measures NAME --run FOLDER` of it."""
+
+    name: str
+    flags: str
+
+
+Arm = str | Measure | MeasuredRun

@@ -1,0 +1,93 @@
+"""How good a model or a teacher is on the splits of a task."""
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import minisd
+from minisd import GPT, Row, Sizes, Task, Teacher, prompts_of, sample
+
+
+@dataclass
+class Evaluation:
+    """Means over the completions of one split, and the completions themselves."""
+
+    means: dict[str, float]
+    examples: list
+    texts: list[str]
+    rewards: list[float]
+
+
+def seeded(name: str, device: torch.device) -> torch.Generator:
+    """A generator of its own for every use that has a name of its own."""
+    return torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+
+
+def nucleus(top_p: float) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """A `pick` of minisd.sample: from the smallest set of tokens with the mass top_p (0 to 1)."""
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: {top_p}; allowed: above 0, to 1")
+
+    def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+        probs = (logits / (temperature or 1.0)).softmax(-1)
+        ordered, order = probs.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p  # the first token is never outside
+        outside = torch.zeros_like(outside).scatter(1, order, outside)
+        return minisd.pick_token(logits.masked_fill(outside, -torch.inf), uniform, temperature)
+
+    return pick
+
+
+def evaluate(
+    task: Task, author: GPT | Teacher, split: str, *, count: int, seed: int, sizes: Sizes,
+    attempts: list[str] | None = None,
+) -> Evaluation:
+    """One completion at temperature 1 for each of `count` examples, the same ones at every call.
+
+    A teacher is measured as it teaches, with its contexts. attempts: completions that contexts of
+    the kind "own" (feedback) are about; otherwise they are about references.
+    """
+    rng = random.Random(f"evaluation-{split}-{seed}")
+    if hasattr(task, "evaluation"):
+        examples = task.evaluation(split, count, rng)
+    else:
+        examples = [task.draw(split, rng) for _ in range(count)]
+    rows = [Row(example, {"none": ""}) for example in examples]
+    references = [task.reference(example, rng) for example in examples]
+    kinds = {c for _, _, c in author.method.terms} if isinstance(author, Teacher) else set()
+    for kind in sorted(kinds - {"none"}):
+        own = attempts and task.attempts.get(kind) == "own"
+        for row, attempt in zip(rows, attempts if own else references):
+            row.contexts[kind] = task.context(row.example, kind, rng, attempt)
+    student = author.student if isinstance(author, Teacher) else author
+    device = next(student.parameters()).device
+    shown = {kind: prompts_of(task, rows, kind, device) for kind in rows[0].contexts}
+    teaches = isinstance(author, Teacher)
+    terms = author.terms(shown) if teaches else [(1.0, author, shown["none"])]
+    with sizes.autocast(device):
+        written = sample(
+            terms, max_new_tokens=sizes.max_new_tokens, end_ids=task.end_ids, pad_id=task.pad_id,
+            generator=seeded(f"evaluation-{split}-{seed}", device),
+        )
+    lengths = written.mask.sum(1).tolist()
+    texts = [task.decode(ids[:n]) for ids, n in zip(written.ids.tolist(), lengths)]
+    measures = [task.measures(text, e) for text, e in zip(texts, examples)]
+    means = {name: sum(m[name] for m in measures) / count for name in measures[0]}
+    means["completion_tokens"] = sum(lengths) / count
+    rewards = [task.reward(text, e) for text, e in zip(texts, examples)]
+    return Evaluation(means, examples, texts, rewards)
+
+
+def evaluate_all(
+    task: Task, student: GPT, teacher: Teacher, *, count: int, seed: int, sizes: Sizes
+) -> dict[str, Evaluation]:
+    """The student on every split, and the teacher, with its contexts, on train."""
+    how = {"count": count, "seed": seed, "sizes": sizes}
+    results = {split: evaluate(task, student, split, **how) for split in task.splits}
+    attempts = results["train"].texts
+    results["teacher"] = evaluate(task, teacher, "train", attempts=attempts, **how)
+    return results

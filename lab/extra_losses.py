@@ -1,0 +1,105 @@
+"""More rows for the tables of the core, one function each: what the lecture does not need.
+
+`train_gpt.py` imports this file, and so do the commands in lab/: importing it adds the rows.
+"""
+
+import torch
+from torch import Tensor
+
+import minisd
+from minisd import Batch, Method
+
+
+def averaged_advantage_surrogate(
+    student_log_probs: Tensor, teacher_log_probs: Tensor, mask: Tensor
+) -> Tensor:
+    """Only its gradient matters: one advantage per completion, spread over its tokens, (B, T).
+
+    -A log p(y_t), A = sg[mean over t of (log q(y_t) - log p(y_t))]. This is what the ablation of
+    SDPO (2601.20802) calls sequence level; it is *not* the sequence KL: no token is told from its
+    neighbours.
+    """
+    gap = (teacher_log_probs - student_log_probs).detach().masked_fill(~mask, 0.0)
+    advantage = gap.sum(1) / mask.sum(1).clamp(min=1)  # (B,)
+    return -advantage[:, None] * student_log_probs
+
+
+def clipped_forward_kl(student_logits: Tensor, teacher_logits: Tensor, clip: float) -> Tensor:
+    """sum_v min(q(v) log(q(v) / p(v)), clip) per position, (B, T), in nats: not a divergence.
+
+    Negative terms stay. A clamped entry gives no gradient: tokens on which teacher and student
+    differ most (style) stop dominating. Source: [2] v3.
+    """
+    if clip <= 0:
+        raise ValueError(f"clip: {clip}; allowed: above 0")
+    log_p, log_q = minisd.student_and_teacher(student_logits, teacher_logits)
+    return (log_q.exp() * (log_q - log_p)).clamp(max=clip).sum(-1)
+
+
+# The tokens outside the support S of `minisd.top_k_reverse_kl`: (log p, log q, S) -> (B, T).
+
+
+def naive(log_p: Tensor, log_q: Tensor, S: Tensor) -> Tensor:
+    """sum_S p log(p/q), (B, T), in nats.
+
+    Its gradient has an extra term, the gradient of the mass sum_S p: descent lowers the logits in S
+    and mass leaks out of it. Source: Zhu et al. 2605.11182.
+    """
+    return (log_p.exp() * (log_p - log_q)).masked_fill(~S, 0.0).sum(-1)
+
+
+def stop_gradient(log_p: Tensor, log_q: Tensor, S: Tensor) -> Tensor:
+    """sum_S p (sg[log p] - log q), (B, T): the value of `naive` without that extra gradient."""
+    return (log_p.exp() * (log_p.detach() - log_q)).masked_fill(~S, 0.0).sum(-1)
+
+
+def renormalised(log_p: Tensor, log_q: Tensor, S: Tensor) -> Tensor:
+    """KL of p and q, each divided by its mass in S, (B, T), in nats; blind to the mass outside.
+
+    Raises ValueError if S is a single token everywhere: then it is 0 by construction.
+    """
+    if (S.sum(-1) <= 1).all() and S.any():
+        raise ValueError("top_k: 1 with tail renormalised is identically 0; allowed: 2 or more")
+    # Far below the floor, so that a distribution that is 0 in all of S does not leak out of S.
+    log_p, log_q = (x.masked_fill(~S, 2 * minisd.LOG_PROB_FLOOR) for x in (log_p, log_q))
+    value = minisd.kl(log_p.log_softmax(-1), log_q.log_softmax(-1))
+    return value.masked_fill(~S.any(-1), 0.0)
+
+
+PARTS = ("first", "last", "spread")
+
+
+def token_part(mask: Tensor, share: float, part: str) -> Tensor:
+    """The first, last or evenly spread `share` (0-1, rounded up) of each row's tokens, (B, T) bool.
+
+    The tokens of mask (B, T) must stand together. Share 1 gives the mask itself.
+    """
+    if part not in PARTS:
+        raise ValueError(f"token part: {part!r}; allowed: {', '.join(PARTS)}")
+    rank, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)  # of a token in its row; (B, 1)
+    # Rounded, since 0.3 * 10 in float32 is a little above 3.
+    kept = (length * share).round(decimals=4).ceil()
+    # Spread: half a distance in, since the first token often decides on all others.
+    spread = (rank * kept + length // 2) % length.clamp(min=1) < kept
+    inside = {"first": rank < kept, "last": rank >= length - kept, "spread": spread}
+    return mask & inside[part]
+
+
+def share_of(part: str):
+    """The row of TOKEN_WEIGHTS that distils that part of every completion alone."""
+
+    def weights(batch: Batch, scores, method: Method) -> Tensor:
+        if not 0 < method.token_share <= 1:
+            raise ValueError(f"--token_share: {method.token_share}; allowed: above 0, to 1")
+        return token_part(batch.completions.mask, method.token_share, part).to(torch.float32)
+
+    return weights
+
+
+minisd.DIVERGENCES["clipped_forward_kl"] = lambda s, t, m: clipped_forward_kl(s, t, m.clip)
+minisd.CREDITS["averaged"] = lambda x, m: averaged_advantage_surrogate(
+    x["student_log_probs"], x["teacher_log_probs"], x["mask"]
+)
+minisd.TOKEN_WEIGHTS.update({part: share_of(part) for part in PARTS})
+TAILS = {"naive": naive, "stop_gradient": stop_gradient, "renormalised": renormalised}
+minisd.TAILS.update(TAILS)

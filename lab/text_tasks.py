@@ -1,0 +1,347 @@
+"""Problems in words from a JSONL file: the task that a real checkpoint is trained on.
+
+    1 reading examples   2 contexts and prompts   3 rewards and markers   4 the task
+
+A new context is one row of `CONTEXT_TEMPLATES`; a new reward is one function and one row of
+`TEXT_REWARDS`.
+"""
+
+import dataclasses
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from toy_tasks import FRESH_ONE_IN
+
+# 1. Reading examples ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A problem in words; what a dataset does not give is the empty string."""
+
+    prompt: str
+    answer: str
+    solution: str = ""
+    feedback: str = ""
+    rule: str = ""
+
+
+def read_jsonl(path: str | Path) -> list[TextExample]:
+    """Examples from a file with one JSON object a line; blank lines and other fields are ignored.
+
+    Fields: prompt, answer, and optionally solution, feedback, rule; or GSM8K's question and answer.
+    Raises ValueError naming file and line: not UTF-8, not JSON, a field that is missing or no text.
+    """
+    examples = []
+    # Not splitlines: JSON strings may hold the line separators of Unicode.
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        where = f"{path} line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            record = json.loads(text) if text else None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+            raise ValueError(f"{where}: not readable ({str(error)[:80]})") from None
+        if text:
+            examples.append(parse_record(record, where))
+    if not examples:
+        raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
+    return examples
+
+
+def parse_record(record: Any, where: str) -> TextExample:
+    """The example in a decoded line. Raises ValueError that begins with `where`."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {type(record).__name__}; allowed: a JSON object")
+    gsm8k = "question" in record and "prompt" not in record
+    renamed = record | {"prompt": record["question"]} if gsm8k else record
+    values = {}
+    for name in (f.name for f in dataclasses.fields(TextExample)):
+        required = name in ("prompt", "answer")
+        if required and name not in renamed:
+            raise ValueError(f"{where}: lacks the field {name!r}")
+        value = renamed.get(name)
+        value = "" if value is None and not required else value
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise ValueError(f"{where}: field {name!r} is {kind}; allowed: text in quotes")
+        if re.search("[\ud800-\udfff]", value):  # \ud83d without its other half
+            raise ValueError(f"{where}: field {name!r} has half a character (a lone surrogate)")
+        values[name] = value.strip()
+    if gsm8k:
+        solution, mark, answer = values["answer"].rpartition("####")
+        if not mark:
+            raise ValueError(f"{where}: field 'answer' of a question lacks '#### '")
+        # <<48/2=24>> is a note to GSM8K's calculator that no model writes by itself.
+        solution = re.sub(r"<<[^>]*>>", "", solution).strip()
+        values |= {"solution": solution, "answer": answer.strip().replace(",", "")}
+    for name in ("prompt", "answer"):
+        if not values[name]:
+            raise ValueError(f"{where}: field {name!r} is empty")
+    return TextExample(**values)
+
+
+# 2. Contexts and prompts --------------------------------------------------------------------------
+
+# The one place where student's and teacher's prompts are worded. Both are this template and differ
+# in {context} alone, which stands inside, where no chat template strips or reformats it.
+PROMPT_TEMPLATE = (
+    "{prompt}{context}\n\nReason step by step and put the final answer in \\boxed{{}}."
+)
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """A row of CONTEXT_TEMPLATES: text with the fields of an example, or {attempt}, in braces."""
+
+    template: str
+    attempt: str = ""  # whose completion {attempt} is: "own", "sibling", or "" for none
+    of_other: bool = False  # the fields are those of another example, with another answer
+    half: bool = False  # of the solution, the first half alone
+
+
+CONTEXT_TEMPLATES: dict[str, TextContext] = {  # kinds as in toy_tasks.CONTEXTS
+    "none": TextContext(""),
+    "partial": TextContext("\n\nA correct solution begins like this:\n{solution}", half=True),
+    "answer": TextContext("\n\nThe correct final answer is {answer}."),
+    "solution": TextContext("\n\nA correct solution:\n{solution}"),
+    "sibling": TextContext("\n\nAnother attempt at this problem:\n{attempt}", attempt="sibling"),
+    # The data set's own words about some attempt, not a verdict on a completion of the student.
+    "feedback": TextContext("\n\nFeedback on an earlier attempt:\n{feedback}"),
+    "rule": TextContext("\n\nFollow this rule: {rule}"),
+    "other_problem": TextContext(
+        "\n\nAnother problem and its solution:\n{prompt}\n{solution}", of_other=True
+    ),
+    "wrong": TextContext("\n\nThe correct final answer is {answer}.", of_other=True),
+}
+
+
+def template_row(kind: str) -> TextContext:
+    """The row of a context. Raises ValueError for an unknown kind."""
+    if kind not in CONTEXT_TEMPLATES:
+        raise ValueError(f"--context: {kind!r}; allowed: {', '.join(CONTEXT_TEMPLATES)}")
+    return CONTEXT_TEMPLATES[kind]
+
+
+def text_context(
+    example: TextExample, kind: str, *, attempt: str = "", other: TextExample | None = None
+) -> str:
+    """What only the teacher sees, as text that stands behind the problem.
+
+    attempt: a completion of this problem. other: another example, whose problem and solution
+    `other_problem` shows and whose answer `wrong` gives out as this one's.
+    Raises ValueError for an unknown kind, and where the example lacks what the kind shows.
+    """
+    row = template_row(kind)
+    if row.of_other:
+        if other is None or other.answer == example.answer:
+            raise ValueError(f"context {kind}: needs another example with another answer")
+        example = other
+    fields = dataclasses.asdict(example) | {"attempt": attempt}
+    if empty := [name for name in fields if f"{{{name}}}" in row.template and not fields[name]]:
+        raise ValueError(f"context {kind}: {example.prompt[:40]!r} has no {empty[0]}")
+    if row.half:
+        words = re.findall(r"\s*\S+", fields["solution"])
+        fields["solution"] = "".join(words[: len(words) // 2])
+    return row.template.format(**fields)
+
+
+def text_prompt(tokenizer: Any, example: TextExample, context: str = "") -> str:
+    """The student's prompt as text, or the teacher's if a context is given; chat form if any."""
+    text = PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
+    if not tokenizer.chat_template:
+        return text + "\n"
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a prompt; a chat template has written its own first token already."""
+    return tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
+
+
+# 3. Rewards and markers ---------------------------------------------------------------------------
+
+# The ten words that Kim et al., arXiv:2603.24472, count.
+TEXT_MARKERS = (
+    "wait", "hmm", "perhaps", "maybe", "actually",
+    "alternatively", "seems", "might", "likely", "check",
+)
+MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(TEXT_MARKERS)})\b", re.IGNORECASE)
+# A sign counts only where nothing stands before it that it could subtract from.
+NUMBER_PATTERN = re.compile(r"(?<![\w.])-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text, `$1,234.50` as 1234.50, or None."""
+    found = NUMBER_PATTERN.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(re.sub(r"[$,]", "", found[-1])) if found else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last complete \boxed{...} of a text, or None."""
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for end in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start:end].strip()
+    return None
+
+
+def reward_last_number(completion: str, reference: str) -> float:
+    """1.0 if the completion's last number is the reference answer's. Raises if that has none."""
+    expected = last_number(reference)
+    if expected is None:
+        raise ValueError(f"reward last_number: the answer {reference!r} has no number")
+    return float(last_number(completion) == expected)
+
+
+def reward_boxed(completion: str, reference: str) -> float:
+    r"""1.0 if the last \boxed{} holds the answer: the same number, or the same text but spaces."""
+    given = last_boxed(completion)
+    if given is None:
+        return 0.0
+    plain = [re.sub(r"\\[!,;]|\s", "", x).strip("$").removesuffix(".") for x in (given, reference)]
+    if all(NUMBER_PATTERN.fullmatch(x) for x in plain):
+        return float(last_number(plain[0]) == last_number(plain[1]))
+    return float(plain[0] == plain[1])
+
+
+def reward_exact(completion: str, reference: str) -> float:
+    """1.0 if the completion is the answer and nothing else, up to spaces around it."""
+    return float(completion.strip() == reference.strip())
+
+
+TEXT_REWARDS: dict[str, Callable[[str, str], float]] = {
+    "last_number": reward_last_number,
+    "boxed": reward_boxed,
+    "exact": reward_exact,
+}
+
+
+def count_markers(text: str) -> int:
+    """How often the words of TEXT_MARKERS occur: whole words, in upper or lower case."""
+    return len(MARKER_PATTERN.findall(text))
+
+
+# 4. The task --------------------------------------------------------------------------------------
+
+
+class TextTask:
+    """A `minisd.Task` of text examples, in the tokens of a checkpoint.
+
+    fresh: every problem that the checksum of its prompt keeps from training, wherever in the file
+    it stands. train: the first pool_size of the others (0: all). Raises ValueError if a split is
+    empty, or an answer is such that the reward can never be 1.
+    end_ids: tokens that end a completion, beside the tokenizer's own.
+    """
+
+    splits = ("train", "fresh")
+
+    def __init__(
+        self, examples: list[TextExample], tokenizer: Any, *,
+        reward: str = "last_number", pool_size: int = 0, end_ids: tuple[int, ...] = (),
+    ):
+        if reward not in TEXT_REWARDS:
+            raise ValueError(f"--reward: {reward!r}; allowed: {', '.join(TEXT_REWARDS)}")
+        if tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer: no eos_token; allowed: one that ends a completion")
+        self.tokenizer, self.reward_name, end_id = tokenizer, reward, tokenizer.eos_token_id
+        self.end_ids = tuple(dict.fromkeys((end_id, *end_ids)))
+        self.pad_id = end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
+        for example in examples:
+            # Spaces and capitals aside, so that no copy of a fresh problem is trained on.
+            text = " ".join(example.prompt.casefold().split())
+            fresh = zlib.crc32(text.encode()) % FRESH_ONE_IN == 0
+            self.pools["fresh" if fresh else "train"].append(example)
+        self.pools["train"] = self.pools["train"][: pool_size or None]
+        for split, pool in self.pools.items():
+            if not pool:
+                raise ValueError(
+                    f"split {split}: none of the {len(examples)} problems; allowed: 1 or more (one "
+                    f"in {FRESH_ONE_IN}, by checksum, is kept for the fresh split)"
+                )
+            for example in pool:
+                if self.reward(self.reference(example), example) < 1:
+                    answer = example.answer
+                    raise ValueError(f"reward {reward}: can never be 1 for the answer {answer!r}")
+
+    @property
+    def attempts(self) -> dict[str, str]:
+        """Contexts made of a completion: of which one, "own" or "sibling"."""
+        return {kind: row.attempt for kind, row in CONTEXT_TEMPLATES.items() if row.attempt}
+
+    def draw(self, split: str, rng: random.Random) -> TextExample:
+        """One example of a split."""
+        return rng.choice(self.pools[split])
+
+    def evaluation(self, split: str, count: int, rng: random.Random) -> list[TextExample]:
+        """`count` examples of a split, in order, as often as needed."""
+        pool = self.pools[split]
+        return [pool[i % len(pool)] for i in range(count)]
+
+    def context(
+        self, example: TextExample, kind: str, rng: random.Random, attempt: str = ""
+    ) -> str:
+        """See `text_context`; another problem, where one is shown, is a training problem."""
+        other = None
+        if template_row(kind).of_other:
+            others = [e for e in self.pools["train"] if e.answer != example.answer]
+            other = rng.choice(others) if others else None
+        return text_context(example, kind, attempt=attempt, other=other)
+
+    def prompt_ids(self, example: TextExample, context: str = "") -> list[int]:
+        """What the student sees, or, with a context, the teacher; through the chat template."""
+        return text_ids(self.tokenizer, text_prompt(self.tokenizer, example, context))
+
+    def reference(self, example: TextExample, rng: random.Random | None = None) -> str:
+        """The solution, if there is one, and the answer in a box; the bare answer for `exact`."""
+        if self.reward_name == "exact":
+            return example.answer
+        return f"{example.solution}\n\n\\boxed{{{example.answer}}}".strip()
+
+    def reward(self, text: str, example: TextExample) -> float:
+        """1.0 or 0.0, by the row of TEXT_REWARDS."""
+        return TEXT_REWARDS[self.reward_name](text, example.answer)
+
+    def measures(self, text: str, example: TextExample) -> dict[str, float]:
+        """What one completion did; a mean over completions is what the names say."""
+        return {
+            "accuracy_frac": self.reward(text, example),
+            "markers_per_completion": float(count_markers(text)),
+        }
+
+    def check_fit(self, kinds: list[str], max_new_tokens: int, context_window: int) -> None:
+        """Raises ValueError if an example lacks what a context shows, or is too long with it."""
+        rng, attempt_tokens = random.Random(0), max_new_tokens * bool(set(kinds) & {*self.attempts})
+        for example in (e for pool in self.pools.values() for e in pool):
+            contexts = ["", *(self.context(example, kind, rng, attempt=" ") for kind in kinds)]
+            prompt = max(len(self.prompt_ids(example, context)) for context in contexts)
+            tokens = prompt + attempt_tokens + max_new_tokens
+            if tokens > context_window:
+                raise ValueError(
+                    f"--max_new_tokens: {max_new_tokens} makes {tokens} tokens with the prompt "
+                    f"{example.prompt[:40]!r}; allowed: {context_window}, its context window"
+                )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a completion."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids; padding and all other special tokens are left out."""
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
