@@ -1,6 +1,7 @@
 """The base models of the toy: pretrained on documents, kept under a hash of their recipe."""
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -75,16 +76,22 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
             optimizer.zero_grad(set_to_none=True)
 
 
-def recipe_hash(world: World, seed: int, steps: int, size: str, device: str) -> str:
-    """16 digits that stand for all that determines the weights, the code included.
+@functools.cache
+def sources() -> str:
+    """A hash of the code that determines the weights: documents, model, this file.
 
-    The code is that of the documents, of the model and of this file: an edited loss keeps the base.
+    An edited loss keeps the base models.
     """
     parts = (minisd.GPTConfig, minisd.RMSNorm, minisd.Attention, minisd.rotate, minisd.MLP)
     parts += (minisd.Block, minisd.GPT, minisd.rope_table, toy_tasks, sys.modules[__name__])
+    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()
+
+
+def recipe_hash(world: World, seed: int, steps: int, size: str, device: str) -> str:
+    """16 digits that stand for all that determines the weights, the code included."""
     # Version, threads (the order of additions) and device change the last bits of sums.
     recipe = [dataclasses.asdict(world), dataclasses.asdict(shape_of(size)), seed, steps, device]
-    recipe += [torch.__version__, torch.get_num_threads(), *map(inspect.getsource, parts)]
+    recipe += [torch.__version__, torch.get_num_threads(), sources()]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 

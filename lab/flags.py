@@ -18,8 +18,20 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
 
+    def parse_args(self, args=None, namespace=None):
+        for word in args or ():
+            if word.startswith("--") and word.endswith("=--"):  # argparse makes an empty list of it
+                self.error(f"{word}: allowed: a value")
+        return super().parse_args(args, namespace)
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+ALLOWED = {
+    bool: "true or false", int: "a whole number below 2^63", float: "a finite number",
+    str: "a text", tuple: "a list",
+}
 
 
 def parse_value(name: str, text: str, kind: type) -> Any:
@@ -34,8 +46,7 @@ def parse_value(name: str, text: str, kind: type) -> Any:
             return value
     except (KeyError, ValueError):
         pass
-    allowed = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
-    raise ValueError(f"--{name}: {text!r}; allowed: {allowed}")
+    raise ValueError(f"--{name}: {text!r}; allowed: {ALLOWED[kind]}")
 
 
 def comments_of(kind: type) -> dict[str, str]:
@@ -70,16 +81,30 @@ def add_group(
 
 
 def settings_of(kind: type, flags: dict[str, Any], row: dict[str, Any] | None = None) -> Any:
-    """The dataclass with those of the row's settings and, over them, of the flags that are its."""
-    values = {}
+    """The dataclass with those of the row's settings and, over them, of the flags that are its.
+
+    Raises ValueError for a value of another type, as an edited file may have it.
+    """
+    values, given = {}, (row or {}) | flags
     for field in dataclasses.fields(kind):
-        if field.name in (row or {}):
-            values[field.name] = row[field.name]
-        if field.name in flags:
-            value = flags[field.name]
-            parsed = isinstance(value, bool) or not isinstance(value, str)
-            values[field.name] = value if parsed else parse_value(field.name, value, field.type)
+        if field.name in given:
+            value = given[field.name]
+            if isinstance(value, str):
+                value = parse_value(field.name, value, field.type)
+            suits = {float: (int, float), tuple: (list, tuple)}.get(field.type, field.type)
+            if not isinstance(value, suits):
+                raise ValueError(f"--{field.name}: {value!r}; allowed: {ALLOWED[field.type]}")
+            values[field.name] = value
     return kind(**values)
+
+
+def require_numbers(settings: Any, least: dict[str, float]) -> None:
+    """Raises ValueError, naming the flag, for a number below its least, 0 if none is given."""
+    for name, value in vars(settings).items():
+        if isinstance(value, (int, float)):
+            low, high = least.get(name, 0), 2**31 - 1
+            words = f"{low} to {high}" if isinstance(value, int) else f"{low} or more"
+            settings.require(low <= value <= high or isinstance(value, bool), name, words)
 
 
 OLD_FLAGS = {  # of the first edition: what does it now

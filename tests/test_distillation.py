@@ -309,7 +309,7 @@ def moved_teacher(make_gpt, settings):
 
 
 @every_target
-@pytest.mark.parametrize("chunk_tokens", [1, 3, 4, 10, 99])
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 10, 99])
 def test_chunked_score_equals_unchunked_in_value_and_gradient(make_gpt, settings, chunk_tokens):
     """Chunks out of order, a lost last chunk, or head weights without their gradient."""
     student, teacher = moved_teacher(make_gpt, settings)
