@@ -8,8 +8,8 @@ that the student sampled itself. `toy_tasks.py` has a world to try this in, `tra
     6 token weights, advantages   7 policy gradient   8 teachers   9 one batch: `rollout`
     10 one step: `score`, `loss_of`, `step`  <- start here   11 methods
 
-Whatever papers vary is a row of a table: DIVERGENCES, CREDITS, TOKEN_WEIGHTS, ADVANTAGES, WEIGHTS
-(of teachers), METHODS. A new idea is one function and one row; `lab/extra_losses.py` has more.
+Whatever papers vary is a row of a table: DIVERGENCES, CREDITS, TOKEN_WEIGHTS, ADVANTAGES, TEACHERS,
+METHODS. A new idea is one function and one row; `lab/extra_losses.py` has more.
 
 Shapes: B sequences = P prompts x G completions each, T positions, V vocabulary, C width, H heads,
 D head dimension, S cached positions, N completion tokens of a batch. Log-probabilities, divergences
@@ -67,12 +67,10 @@ class KVCache:
         shape = (c.n_layers, B, c.n_kv_heads, capacity, c.head_dim)
         self.keys, self.values, self.length = like.new_empty(shape), like.new_empty(shape), 0
         padding = torch.arange(capacity, device=like.device) < pad_count[:, None]  # (B, S)
-        # Added to the scores of every later step, so that left padding is never attended to.
-        self.key_bias = like.new_zeros(B, 1, 1, capacity)
+        self.key_bias = like.new_zeros(B, 1, 1, capacity)  # added to the scores: hides the padding
         self.key_bias.masked_fill_(padding[:, None, None], torch.finfo(like.dtype).min)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (B, Hkv, T, D) behind what a layer has; returns all of it."""
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
@@ -160,8 +158,7 @@ class GPT(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # Residual branches start smaller, so that depth does not grow the stream (GPT-2).
-                branch = name.endswith(("o_proj.weight", "down_proj.weight"))
+                branch = name.endswith(("o_proj.weight", "down_proj.weight"))  # as GPT-2
                 std = config.init_std / math.sqrt(2 * config.n_layers if branch else 1)
                 std = config.head_std if weight is self.lm_head.weight else std
                 nn.init.normal_(weight, std=std, generator=generator)
@@ -180,8 +177,7 @@ class GPT(nn.Module):
             cache.length = end
         return self.norm(x)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of the next token at every position."""
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:  # logits (B, T, V)
         return self.lm_head(self.hidden(ids, cache))
 
 @functools.lru_cache(maxsize=8)
@@ -208,12 +204,12 @@ class Prompts:
     def of(cls, rows: list[list[int]], pad_id: int, device="cpu") -> "Prompts":
         if not all(rows):
             raise ValueError("prompt: empty; allowed: at least one token (it predicts the first)")
-        padding = [max(map(len, rows)) - len(row) for row in rows]
+        T = max(map(len, rows))
+        padding = [T - len(row) for row in rows]
         ids = [[pad_id] * n + row for n, row in zip(padding, rows)]
         return cls(torch.tensor(ids, device=device), torch.tensor(padding, device=device))
 
-    def take(self, rows: Tensor) -> "Prompts":
-        """Those of the given rows, without the padding that all of them have."""
+    def take(self, rows: Tensor) -> "Prompts":  # without the padding that all of them have
         padding = self.pad_count[rows].min()
         return Prompts(self.ids[rows, padding:], self.pad_count[rows] - padding)
 
@@ -232,8 +228,7 @@ class Completions:
         padded = ([row + [fill] * (T - len(row)) for row in x] for x, fill in columns)
         return cls(*(torch.tensor(x, device=device) for x in padded))
 
-    def take(self, rows: Tensor) -> "Completions":
-        """Those of the given rows, without the padding that all of them have."""
+    def take(self, rows: Tensor) -> "Completions":  # without the padding that all of them have
         T = int(self.mask[rows].sum(1).max())
         return Completions(*(x[rows, :T] for x in (self.ids, self.mask, self.token_log_probs)))
 
@@ -325,8 +320,9 @@ def entropy(logits: Tensor) -> Tensor:
     log_p = log_softmax(logits)
     return -(log_p.exp() * log_p).sum(-1)
 
-REDUCTIONS = {  # (how much each token counts (B, T), length limit) -> (weights (B, T), total): a
-    # mean is sum(values * weights) / total. Rows of the weights make micro-batches exact.
+# (how much each token counts (B, T), length limit) -> (weights (B, T), total): a mean is
+# sum(values * weights) / total. Rows of the weights make micro-batches exact.
+REDUCTIONS = {
     "token_mean": lambda counts, limit: (counts, counts.sum()),  # DAPO [5]
     "sequence_mean": lambda counts, limit: (  # of the means within each completion: GRPO [3]
         counts / counts.sum(1, keepdim=True).clamp(min=1e-12), counts.any(1).sum().float()),
@@ -338,7 +334,6 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return (values.masked_fill(weights == 0, 0.0) * weights.to(values.dtype)).sum()
 
 # 4. Divergences: logits (B, T, V) -> a value per position (B, T), gradient for the student alone --
-
 def student_and_teacher(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log q (B, T, V) of equal shape; the teacher's is detached."""
     B, T, V = student_logits.shape
@@ -420,9 +415,7 @@ DIVERGENCES = {  # (student logits, teacher logits, method) -> (B, T)
 # 5. Credit: from values per position to a loss per position ---------------------------------------
 def sampled_token_surrogate(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
     """Only its gradient is right, (B, T): on average, over student samples, that of the reverse KL.
-
-    sg[log p(y_t) - log q(y_t)] * log p(y_t). Source: Lu et al. 2025, as an advantage.
-    """
+    sg[log p(y_t) - log q(y_t)] * log p(y_t). Source: Lu et al. 2025, as an advantage."""
     return (student_log_probs - teacher_log_probs).detach() * student_log_probs
 
 def sequence_level_surrogate(
@@ -452,11 +445,10 @@ CREDITS = {  # (x: what `score` returns, (B, T) each; method) -> (B, T)
 # 6. Token weights and advantages of a Batch; scores(readings) gives its `score`, if called --------
 def group_advantages(rewards: Tensor, *, normalise: str = "std") -> Tensor:
     """(r - mean) / std, GRPO [3], or r - mean, Dr. GRPO [4], in each group of rewards (P, G)."""
-    if rewards.shape[1] < 2 or normalise not in ("std", "mean"):
-        raise ValueError(f"group_size: {rewards.shape[1]}, normalise: {normalise!r}; allowed: 2 or "
-                         "more; std, mean")
-    # Rounding of the mean must not become an advantage: equal rewards give exactly 0.
-    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    G = rewards.shape[1]
+    if G < 2 or normalise not in ("std", "mean"):
+        raise ValueError(f"group_size: {G}, normalise: {normalise!r}; allowed: above 1; std, mean")
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)  # exactly 0, whatever is rounded
     centred = (rewards - rewards.mean(1, keepdim=True)).masked_fill(equal, 0.0)
     std = rewards.std(1, keepdim=True).clamp(min=1e-6)  # the floor guards 0 / 0 alone
     return centred / std if normalise == "std" else centred
@@ -497,7 +489,7 @@ def truncated_importance_weight(log_probs: Tensor, old: Tensor, cap: float = 2.0
     return (log_probs - old).detach().exp().clamp(max=cap)
 
 # 8. Teachers --------------------------------------------------------------------------------------
-WEIGHTS = {  # whose weights: the rate r of copy = (1 - r) * copy + r * student after every step
+TEACHERS = {  # whose weights: the rate r of copy = (1 - r) * copy + r * student after every step
     "frozen": lambda method, step: 0.0,
     "ema": lambda method, step: method.teacher_update_rate,
     "snapshot": lambda method, step: float(step % method.teacher_every == 0),
@@ -514,7 +506,7 @@ class Teacher:
     """
     def __init__(self, method: "Method", student: GPT, *, external=None, copied=copy.deepcopy):
         self.method, self.student = method, student
-        names = {weights for _, weights, _ in method.terms if WEIGHTS[weights]}
+        names = {weights for _, weights, _ in method.terms if TEACHERS[weights] is not None}
         if ("external" in names) != (external is not None):
             raise ValueError("teacher: external needs a checkpoint, and no other kind takes one")
         self.copies = {n: external if n == "external" else copied(student) for n in sorted(names)}
@@ -522,7 +514,6 @@ class Teacher:
             model.requires_grad_(False)
 
     def terms(self, shown: dict[str, Prompts]) -> Terms:
-        """The sum, each model with the prompts of its context."""
         return [(a, self.copies.get(weights, self.student), shown[context])
                 for a, weights, context in self.method.terms]
 
@@ -530,7 +521,7 @@ class Teacher:
     def update(self, step: int) -> None:
         """Call after the optimiser's step number `step`, counted from 1."""
         for name, model in self.copies.items():
-            if rate := WEIGHTS[name](self.method, step):
+            if rate := TEACHERS[name](self.method, step):
                 for ours, theirs in zip(model.parameters(), self.student.parameters()):
                     ours.lerp_(theirs, rate)
 
@@ -576,12 +567,12 @@ class Method:
         tables = {"divergence": DIVERGENCES, "credit": CREDITS, "token_weights": TOKEN_WEIGHTS,
                   "top_k_support": SUPPORTS, "top_k_tail": TAILS, "advantage": ADVANTAGES,
                   "reduction": REDUCTIONS, "off_policy": ("teacher", "data"),
-                  "teacher": (*WEIGHTS, *TARGETS)}
+                  "teacher": (*TEACHERS, *TARGETS)}
         for name, known in tables.items():
             self.require(getattr(self, name) in known, name, ", ".join(known))
         for name in ("student_frac", "teacher_update_rate", "discount", "reward_weight"):
             self.require(0 <= getattr(self, name) <= 1, name, "0 to 1")
-        self.require(all(t[1] in WEIGHTS for t in self.terms), "target", ", ".join(WEIGHTS))
+        self.require(all(t[1] in TEACHERS for t in self.terms), "target", ", ".join(TEACHERS))
         if self.student_frac < 1:
             for name in ("reward_weight", "importance_cap", "kl_coef", "resample"):
                 self.require(not getattr(self, name), name, "0 unless --student_frac is 1")
@@ -590,7 +581,7 @@ class Method:
         if self.reward_weight < 1 and self.credit == "imitation":
             self.require(self.student_frac == 0, "student_frac", "0 with --credit imitation")
         elif self.reward_weight < 1:
-            differ = any(w == "external" or c != "none" for _, w, c in self.terms)
+            differ = any(w == "external" or c != self.student_context for _, w, c in self.terms)
             self.require(differ, "context", "another: else teacher and student are one, the loss 0")
 
     def require(self, condition: bool, name: str, allowed: str) -> None:
@@ -598,14 +589,12 @@ class Method:
             raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: {allowed}")
 
     @property
-    def terms(self) -> tuple[tuple[float, str, str], ...]:
-        """(coefficient, whose weights, context) of each term of the teacher's target."""
+    def terms(self) -> tuple[tuple[float, str, str], ...]:  # (coefficient, whose weights, context)
         several = self.target or (TARGETS[self.teacher](self) if self.teacher in TARGETS else ())
         return several or ((1.0, self.teacher, self.context),)
 
     @property
-    def contexts(self) -> list[str]:
-        """Every kind that is shown, the student's first."""
+    def contexts(self) -> list[str]:  # all that are shown, the student's first
         return list(dict.fromkeys((self.student_context, *(c for _, _, c in self.terms))))
 
 class Task(Protocol):
@@ -658,8 +647,7 @@ class Batch:
     rewards: Tensor
     sizes: Sizes
     equal_groups_frac: float = 0.0  # of the groups first drawn, those whose rewards are all alike
-    # Set by `weigh`, for the "distillation" and the "policy" gradient
-    weights: dict[str, Tensor] = field(default_factory=dict)  # with "advantages"
+    weights: dict[str, Tensor] = field(default_factory=dict)  # by `weigh`: distillation, policy
     totals: dict[str, Tensor] = field(default_factory=dict)  # a mean: sum(values * weights) / total
 
     def by_group(self) -> Tensor:  # rewards (P, G)
@@ -683,11 +671,12 @@ def rollout(
 ) -> Batch:
     """Problems, completions, rewards, the teacher's prompts, and how much each token counts."""
     write = functools.partial(write_groups, method, task, student, teacher, rng, generator, sizes)
-    groups, differ = write(sizes.groups), lambda group: len({row.reward for row in group}) > 1
-    equal_groups_frac = 1 - sum(map(differ, groups)) / len(groups)
-    for _ in range(method.resample):  # groups without a signal for the policy gradient
-        groups = list(filter(differ, groups))
-        groups += write(sizes.groups - len(groups))
+    groups = write(sizes.groups)
+    told = [group for group in groups if len({row.reward for row in group}) > 1]
+    equal_groups_frac = 1 - len(told) / len(groups)
+    for _ in range(method.resample):  # equal rewards tell a policy gradient nothing
+        groups = told + write(sizes.groups - len(told))
+        told = [group for group in groups if len({row.reward for row in group}) > 1]
     rows, device = [row for group in groups for row in group], generator.device
     batch = Batch(
         rows, {kind: prompts_of(task, rows, kind, device) for kind in method.contexts},
@@ -736,7 +725,6 @@ def write_groups(
     return groups
 
 def prompts_of(task: Task, rows: list[Row], kind: str, device: torch.device) -> Prompts:
-    """The prompts of some rows, behind their contexts of that kind."""
     ids = [task.prompt_ids(row.example, row.contexts[kind]) for row in rows]
     return Prompts.of(ids, task.pad_id, device)
 
@@ -765,20 +753,36 @@ def weigh(method: Method, student: GPT, teacher: Teacher, batch: Batch) -> None:
         batch.weights["advantages"] = advantages.expand(mask.shape)
 
 # 10. One step: score, loss, gradient --------------------------------------------------------------
-def completion_hidden(model: GPT, prompts: Prompts, completion_ids: Tensor) -> Tensor:
-    """Final states (B, T, C): state t predicts completion token t. Nothing else shifts targets.
+def step(
+    method: Method, student: GPT, teacher: Teacher, optimizer: torch.optim.Optimizer, batch: Batch,
+    *, reference: GPT | None = None, grad_clip: float = 1.0, readings: dict | None = None,
+) -> dict[str, float]:
+    """One step of the optimiser; returns loss, grad_norm and the token means of the readings.
 
-    Each row is rotated, so that its left padding stands behind the completion, where a causal model
-    cannot see it and no mask is needed:  [. . p p | c c c]  ->  [p p c c c . .]
+    reference: the initial model, for kl_coef. Raises FloatingPointError before the weights change.
     """
-    B, T = completion_ids.shape
-    rows = torch.cat((prompts.ids, completion_ids), dim=1)  # (B, P + T)
-    steps = torch.arange(rows.shape[1], device=rows.device)
-    rows = rows.gather(1, (steps + prompts.pad_count[:, None]) % rows.shape[1])
-    hidden = model.hidden(rows[:, :-1])  # (B, P + T - 1, C)
-    # The last token of the prompt predicts the first of the completion.
-    index = (prompts.ids.shape[1] - prompts.pad_count - 1)[:, None] + steps[:T]  # (B, T)
-    return hidden.gather(1, index[..., None].expand(B, T, hidden.shape[-1]))
+    tokens, numbers = batch.completions.mask.sum(), dict.fromkeys(("loss", *(readings or ())), 0.0)
+    for _, part in batch.parts():
+        with batch.sizes.autocast(batch.rewards.device):
+            needed = readings or method.reward_weight < 1  # not in a pure policy gradient
+            terms = teacher.terms(part.shown) if needed else []
+            x = score(method, student, terms, part, readings)
+            if method.kl_coef:
+                with torch.no_grad():
+                    initial = score(method, reference, [], part)
+                x["reference_log_probs"] = initial["student_log_probs"]
+            loss = loss_of(method, x, part)
+        loss.backward()
+        numbers["loss"] += loss.item()
+        for name in readings or ():
+            numbers[name] += (x[name].sum() / tokens).item()
+    norm = nn.utils.clip_grad_norm_(student.parameters(), grad_clip).item()
+    if not math.isfinite(numbers["loss"] + norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(f"loss {numbers['loss']}, gradient norm {norm}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return numbers | {"grad_norm": norm}
 
 def score(
     method: Method, student: GPT, terms: Terms, batch: Batch, readings: dict | None = None
@@ -793,17 +797,19 @@ def score(
     with torch.no_grad():
         states += [completion_hidden(model, shown, ids)[mask] for _, model, shown in terms]
 
+    used = differentiated(method) if torch.is_grad_enabled() else ()
+
     def on_chunk(ids: Tensor, *states: Tensor) -> dict[str, Tensor]:
         s = student.lm_head(states[0])[None]  # (1, n, V)
-        values = {"student_log_probs": token_log_probs(s, ids)}
+        with torch.set_grad_enabled("student_log_probs" in used):
+            values = {"student_log_probs": token_log_probs(s, ids)}
         if terms:
             with torch.no_grad():
                 logits = [model.lm_head(x)[None] for (_, model, _), x in zip(terms, states[1:])]
                 t = log_linear(logits, [a for a, _, _ in terms])
                 values["teacher_log_probs"] = token_log_probs(t, ids)
                 values |= {name: read(s, t) for name, read in (readings or {}).items()}
-            # A pure policy gradient has no use for it, and autograd would keep its logits.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and method.reward_weight < 1):
+            with torch.set_grad_enabled("divergence" in used):
                 values["divergence"] = DIVERGENCES[method.divergence](s, t, method)
         return values
 
@@ -814,6 +820,21 @@ def score(
     flat = {name: torch.cat([c[name] for c in chunks], 1) for name in chunks[0]}  # (1, N) each
     values = {n: v.new_zeros(mask.shape).masked_scatter(mask, v) for n, v in flat.items()}
     return values | {"mask": mask}
+
+def completion_hidden(model: GPT, prompts: Prompts, completion_ids: Tensor) -> Tensor:
+    """Final states (B, T, C): state t predicts completion token t. Nothing else shifts targets.
+
+    Each row is rotated, so that its left padding stands behind the completion, where a causal model
+    cannot see it and no mask is needed:  [. . p p | c c c]  ->  [p p c c c . .]
+    """
+    B, T = completion_ids.shape
+    rows = torch.cat((prompts.ids, completion_ids), dim=1)  # (B, P + T)
+    steps = torch.arange(rows.shape[1], device=rows.device)
+    rows = rows.gather(1, (steps + prompts.pad_count[:, None]) % rows.shape[1])
+    hidden = model.hidden(rows[:, :-1])  # (B, P + T - 1, C)
+    # The last token of the prompt predicts the first of the completion.
+    index = (prompts.ids.shape[1] - prompts.pad_count - 1)[:, None] + steps[:T]  # (B, T)
+    return hidden.gather(1, index[..., None].expand(B, T, hidden.shape[-1]))
 
 def loss_of(method: Method, x: dict[str, Tensor], batch: Batch) -> Tensor:
     """The loss of a batch from its scores x; over the parts of a batch it adds up."""
@@ -835,36 +856,15 @@ def loss_of(method: Method, x: dict[str, Tensor], batch: Batch) -> Tensor:
         loss = loss + method.kl_coef * mean(k3_kl(p, x["reference_log_probs"]), "policy")
     return loss
 
-def step(
-    method: Method, student: GPT, teacher: Teacher, optimizer: torch.optim.Optimizer, batch: Batch,
-    *, reference: GPT | None = None, grad_clip: float = 1.0, readings: dict | None = None,
-) -> dict[str, float]:
-    """One step of the optimiser; returns loss, grad_norm and the token means of the readings.
-
-    reference: the initial model, for kl_coef. Raises FloatingPointError before the weights change.
-    """
-    tokens, numbers = batch.completions.mask.sum(), dict.fromkeys(("loss", *(readings or ())), 0.0)
-    for _, part in batch.parts():
-        with batch.sizes.autocast(batch.rewards.device):
-            # A pure policy gradient needs the teacher for the log alone.
-            terms = teacher.terms(part.shown) if readings or method.reward_weight < 1 else []
-            x = score(method, student, terms, part, readings)
-            if method.kl_coef:
-                with torch.no_grad():
-                    initial = score(method, reference, [], part)
-                x["reference_log_probs"] = initial["student_log_probs"]
-            loss = loss_of(method, x, part)
-        loss.backward()
-        numbers["loss"] += loss.item()
-        for name in readings or ():
-            numbers[name] += (x[name].sum() / tokens).item()
-    norm = nn.utils.clip_grad_norm_(student.parameters(), grad_clip).item()
-    if not math.isfinite(numbers["loss"] + norm):
-        optimizer.zero_grad(set_to_none=True)
-        raise FloatingPointError(f"loss {numbers['loss']}, gradient norm {norm}")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return numbers | {"grad_norm": norm}
+def differentiated(method: Method) -> set[str]:
+    """The scores that the loss has a gradient through: autograd would keep the logits of others."""
+    names, one = ("student_log_probs", "divergence"), torch.ones(1, 1)
+    x = {name: torch.ones(1, 1, requires_grad=True) for name in names}
+    x |= {"teacher_log_probs": one, "reference_log_probs": one, "mask": one > 0}
+    weights = dict.fromkeys(("distillation", "policy", "advantages"), one)
+    batch = Batch([], {}, Completions(one, one > 0, one), one, Sizes(), 0.0, weights, weights)
+    loss_of(method, x, batch).sum().backward()
+    return {name for name in names if x[name].grad is not None}
 
 # 11. Methods: each row is what differs from the defaults of `Method` ------------------------------
 EMA = {"teacher": "ema", "teacher_update_rate": 0.01}
@@ -879,7 +879,7 @@ METHODS = {
     # Without the clip of v3, which is --divergence clipped_forward_kl.
     "opsd": Method("Zhao et al. 2601.18734 v3", divergence="forward_kl", reduction="sequence_mean"),
     # The solution as context, as in [1] table 6; its default is a sibling, else feedback.
-    "sdpo": Method("Huebotter et al. 2601.20802", **EMA),
+    "sdpo": Method("Huebotter et al. 2601.20802", **EMA, divergence="reverse_kl"),
     # The demonstration is a right completion of the student's own group, not an expert's.
     "sdft": Method("Shenfeld et al. 2601.19897", **EMA, context="sibling"),
     "sequence_kl": Method("Fu et al. 2603.25562", credit="sequence", reduction="constant"),

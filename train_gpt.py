@@ -21,12 +21,11 @@ import torch
 
 import lab.extra_losses  # noqa: F401 (importing it adds its rows to the tables of the core)
 import minisd
-from lab import base, distributed, hf, report, storage
+from lab import base, distributed, flags, hf, report, storage
 from lab.evaluation import Evaluation, evaluate_all, seeded
-from lab.flags import OneLineParser, add_group, refuse_old_flags, run_main, settings_of
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Method, Sizes, Task, Teacher
-from toy_tasks import Toy, check_context, parse_world
+from toy_tasks import VOCABULARY, Toy, check_context, parse_world
 
 LOG_EVERY = 5  # steps
 USAGE = """python train_gpt.py [--method NAME] [--flag VALUE ...]
@@ -50,7 +49,7 @@ class Run:
     eval_every: int = 25  # steps between evaluations
     eval_problems: int = 256  # completions per split and evaluation
     device: str = "auto"  # auto, cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: as PyTorch decides
+    threads: int = 1  # CPU threads; 0: as PyTorch decides
     deterministic: bool = False  # on a GPU: only operations that repeat bit for bit; slower
     save_every: int = 50  # steps between checkpoints, for --resume; 0: only when interrupted
     out_dir: str = ""  # where results go; empty: out/<method>-<seed>
@@ -83,6 +82,7 @@ class Settings:
 
     def __post_init__(self):
         run, method, groups = self.run, self.method, self.run.batch_size / self.run.group_size
+        flags.check_loss(method, 10**6 if self.checkpoint.init else len(VOCABULARY))
         run.require(groups % 1 == 0, "group_size", f"a divisor of batch_size {run.batch_size}")
         whole = (method.student_frac * groups) % 1 == 0
         method.require(whole, "student_frac", f"a multiple of 1/{groups:g}, the share of a group")
@@ -142,8 +142,8 @@ def train(
                     grad_clip=run.grad_clip, readings=report.READINGS if logged else None)
 
             # 3. The teacher follows the student, as far as its weights do.
-            teacher.update(n)
             distributed.release(teacher, state.reference)
+            teacher.update(n)
             state.step = n
 
             # 4. What happened goes to the terminal and to metrics.jsonl.
@@ -160,7 +160,7 @@ def train(
                 spent = {"train_s": notes["train_s"] + time.perf_counter() - notes["start"]}
                 storage.save_checkpoint(run.folder, state, rows=log.rows, notes=notes | spent)
             if stop:
-                saved = f" after step {n}, which is saved" if log else f" in the {stage}"
+                saved = f" after step {n}, which is saved" if log else f" in stage {stage!r}"
                 raise storage.Interrupted(stop, saved)
     return evaluation
 
@@ -192,10 +192,11 @@ def initial(settings: Settings, device: torch.device) -> tuple[Task, GPT, Any, f
         end_ids, size = hf.end_ids(student, tokenizer), run.train_problems
         options = {"reward": c.reward, "pool_size": size, "end_ids": end_ids}
         task, seconds = TextTask(read_jsonl(c.data), tokenizer, **options), 0.0
-        limit = student.config.context_window
-        task.check_fit(settings.method.contexts, run.max_new_tokens, limit)
+        flags.check_contexts(settings.method, task)
+        task.check_fit(settings.method.contexts, run.max_new_tokens, student.config.context_window)
     else:
         task, tokenizer = toy.make_task(run.train_problems, run.seed), None
+        flags.check_contexts(settings.method, task)
         world, how = parse_world(toy.world), settings.pretraining(device)
         student, seconds = distributed.on_first(lambda: base.base_model(world, run.seed, **how))
     return task, spread(settings, student, device), tokenizer, seconds
@@ -241,7 +242,8 @@ def warm_start(settings: Settings, task: Task, student: GPT, device: torch.devic
 def begin(settings: Settings, task: Task, student: GPT, device: torch.device, log: report.Log):
     """The state of a new run after checks and preparations, and notes for its summary."""
     method, toy = settings.method, not settings.checkpoint.init
-    log.checks(report.start_up_checks(method, task, student, settings.sizes, toy=toy))
+    with distributed.gathered(student):
+        log.checks(report.start_up_checks(method, task, student, settings.sizes, toy=toy))
     looking = Method(teacher="live", context=method.context, reward_weight=1.0)
     before = evaluated(settings, task, Teacher(looking, student))
     if method.warm_start_steps:
@@ -252,7 +254,7 @@ def begin(settings: Settings, task: Task, student: GPT, device: torch.device, lo
     at_start = evaluated(settings, task, state.teacher)
     log.evaluation(0, at_start, task)
     notes = {"before": {name: e.means for name, e in before.items()}, "train_s": 0.0}
-    notes["samples"] = report.chosen(before[report.main_split(before)])
+    notes["samples"] = report.chosen(before[report.main_split(before)], task)
     return state, notes | {"teacher_at_start": at_start["teacher"].means["accuracy_frac"]}
 
 def go_on(settings: Settings, student: GPT, device: torch.device, log: report.Log, saved: dict):
@@ -304,41 +306,40 @@ def train_and_report(settings: Settings, device: torch.device) -> dict[str, Any]
 # Command line -------------------------------------------------------------------------------------
 def parse(arguments: list[str]) -> tuple[Settings | None, bool]:
     """The settings, None for --method list, and whether a run is to be gone on with."""
-    refuse_old_flags(arguments)
-    parser = OneLineParser(prog="train_gpt.py", usage=USAGE, description=__doc__.split("\n\n")[0])
+    flags.refuse_old_flags(arguments)
+    parser = flags.OneLineParser("train_gpt.py", USAGE, __doc__.splitlines()[0])
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the unfinished run there")
     groups = {"run": Run, "method": Method, "toy": Toy, "checkpoint": hf.Checkpoint}
     for name, kind in groups.items():
-        add_group(parser, kind, name, skip=("source", "target"), defaults=hf.CHECKPOINT_DEFAULTS,
-                  otherwise="with --init")
-    flags = vars(parser.parse_args(arguments))
-    if folder := flags.pop("resume", None):
-        if flags:
-            raise ValueError(f"--{next(iter(flags))}: not with --resume, which has its settings")
+        flags.add_group(parser, kind, name, with_init=hf.CHECKPOINT_DEFAULTS)
+    given = vars(parser.parse_args(arguments))
+    if folder := given.pop("resume", None):
+        if given:
+            raise ValueError(f"--{next(iter(given))}: not with --resume, which has its settings")
         rows = storage.read_settings(Path(folder), "--resume")
         rows["run"]["out_dir"] = folder
     else:
-        name = flags.get("method", Run.method)
+        name = given.get("method", Run.method)
         if name == "list":
             return None, False
         if name not in METHODS:
             raise ValueError(f"--method: {name!r}; allowed: list, {', '.join(METHODS)}")
         row = dataclasses.asdict(METHODS[name])
-        if flags.get("init") and row["reward_weight"] == 1:  # no second copy, no solutions needed
+        if given.get("init") and row["reward_weight"] == 1:  # no second copy, no solutions needed
             row |= {"teacher": "live", "context": "none"}
-        defaults = hf.CHECKPOINT_DEFAULTS if flags.get("init") else {}
+        defaults = hf.CHECKPOINT_DEFAULTS if given.get("init") else {}
         rows = dict.fromkeys(groups, defaults) | {"method": row}
-    made = {name: settings_of(kind, flags, rows[name]) for name, kind in groups.items()}
+    made = {name: flags.settings_of(kind, given, rows[name]) for name, kind in groups.items()}
     return Settings(**made), bool(folder)
 
 def main(arguments: list[str]) -> None:
     settings, resume = parse(arguments)
     if settings is None:
         return print(report.method_table(METHODS))
-    run, folder = settings.run, settings.run.folder
+    run, folder, asked = settings.run, settings.run.folder, dataclasses.asdict(settings)
     device = storage.prepare_device(run.device, run.threads, run.deterministic)
-    groups, asked = run.batch_size // run.group_size, dataclasses.asdict(settings)
-    with distributed.process_group(device, settings.checkpoint.shard, groups):
+    groups, frac = run.batch_size // run.group_size, settings.method.student_frac
+    with distributed.process_group(device, settings.checkpoint.shard, groups, frac):
         known = distributed.on_first(lambda: storage.finished_run(folder, asked, resume))
         if not known:
             with storage.at_work_in(folder):
@@ -346,4 +347,4 @@ def main(arguments: list[str]) -> None:
         print(report.end_lines(settings, known or summary, bool(known)))
 
 if __name__ == "__main__":
-    run_main("train_gpt.py", main)
+    flags.run_main("train_gpt.py", main)

@@ -163,14 +163,14 @@ def measures_of(result: dict) -> list[str]:
 def comparison_table(result: dict) -> str:
     """Mean and 95 % interval of every method and split."""
     names = measures_of(result)
-    headings = "".join(MEASURES.get(name, ("", name))[1].rjust(20) for name in names)
+    headings = "".join(MEASURES.get(name, ("", name))[1].rjust(22) for name in names)
     lines = [" " * 28 + headings]
     for method, splits in result["methods"].items():
         for split, means in splits.items():
             cells = ""
             for m in (means[name] for name in names):
                 spread = "" if m["low"] is None else f" [{m['low']:.2f}, {m['high']:.2f}]"
-                cells += f"{m['mean']:.2f}{spread}".rjust(20)
+                cells += f"{m['mean']:.2f}{spread}".rjust(22)
             lines.append(f"{method:14}{split:14}{cells}")
     lines.append(f"mean and 95 % interval over {len(result['seeds'])} seeds")
     return "\n".join(lines)

@@ -28,10 +28,13 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device, shard: bool, groups: int) -> Iterator[None]:
+def process_group(
+    device: torch.device, shard: bool, groups: int, student_frac: float
+) -> Iterator[None]:
     """Joins the processes that torchrun has started; all but the first are silent.
 
-    groups: the problems of a step. Raises ValueError for settings that do not fit the processes.
+    groups: the problems of a step, student_frac: the share that the student writes. Raises
+    ValueError for settings that do not fit the processes.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -39,10 +42,10 @@ def process_group(device: torch.device, shard: bool, groups: int) -> Iterator[No
             raise ValueError("--shard: True; allowed: only with several processes (torchrun)")
         yield
         return
-    if groups % count:
-        raise ValueError(
-            f"--batch_size: {groups} groups; allowed: a multiple of {count}, of the processes"
-        )
+    for name, number in (("batch_size", groups), ("student_frac", groups * student_frac)):
+        if number % count:
+            words = f"a multiple of {count}, the number of processes"
+            raise ValueError(f"--{name}: {number:g} problems; allowed: {words}")
     if str(device) not in ("cpu", "cuda"):
         raise ValueError(f"--device: {str(device)!r}; allowed: auto, cpu or cuda with torchrun")
     if device.type == "cuda":

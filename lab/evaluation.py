@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import minisd
-from minisd import GPT, Row, Sizes, Task, Teacher, prompts_of, sample
+from lab import distributed
+from minisd import GPT, Row, Sizes, Task, Teacher, Terms, prompts_of, sample
 
 
 @dataclass
@@ -42,6 +43,24 @@ def nucleus(top_p: float) -> Callable[[Tensor, Tensor, float], Tensor]:
     return pick
 
 
+def share_of_each(
+    task: Task, terms: Terms, uniforms: Tensor, sizes: Sizes
+) -> list[list[int]]:
+    """Token ids of all rows, in every process; each writes a share, inside `gathered`."""
+    count, n, written = len(uniforms), distributed.processes(), []
+    own = torch.arange(distributed.rank(), count, n, device=uniforms.device)
+    if len(own):
+        with sizes.autocast(uniforms.device):
+            completions = sample(
+                [(a, model, prompts.take(own)) for a, model, prompts in terms],
+                max_new_tokens=sizes.max_new_tokens, end_ids=task.end_ids, pad_id=task.pad_id,
+                uniforms=uniforms[own],
+            )
+        written = [ids[mask].tolist() for ids, mask in zip(completions.ids, completions.mask)]
+    shares = distributed.gather(written)
+    return [shares[i % n][i // n] for i in range(count)]
+
+
 def evaluate(
     task: Task, author: GPT | Teacher, split: str, *, count: int, seed: int, sizes: Sizes,
     attempts: list[str] | None = None,
@@ -68,13 +87,11 @@ def evaluate(
     shown = {kind: prompts_of(task, rows, kind, device) for kind in rows[0].contexts}
     teaches = isinstance(author, Teacher)
     terms = author.terms(shown) if teaches else [(1.0, author, shown["none"])]
-    with sizes.autocast(device):
-        written = sample(
-            terms, max_new_tokens=sizes.max_new_tokens, end_ids=task.end_ids, pad_id=task.pad_id,
-            generator=seeded(f"evaluation-{split}-{seed}", device),
-        )
-    lengths = written.mask.sum(1).tolist()
-    texts = [task.decode(ids[:n]) for ids, n in zip(written.ids.tolist(), lengths)]
+    # Drawn for all rows, so that no row depends on which process writes it.
+    generator = seeded(f"evaluation-{split}-{seed}", device)
+    uniforms = torch.rand(count, sizes.max_new_tokens, generator=generator, device=device)
+    written = share_of_each(task, terms, uniforms, sizes)
+    lengths, texts = list(map(len, written)), list(map(task.decode, written))
     measures = [task.measures(text, e) for text, e in zip(texts, examples)]
     means = {name: sum(m[name] for m in measures) / count for name in measures[0]}
     means["completion_tokens"] = sum(lengths) / count

@@ -56,14 +56,20 @@ def stop_gradient(log_p: Tensor, log_q: Tensor, S: Tensor) -> Tensor:
 def renormalised(log_p: Tensor, log_q: Tensor, S: Tensor) -> Tensor:
     """KL of p and q, each divided by its mass in S, (B, T), in nats; blind to the mass outside.
 
-    Raises ValueError if S is a single token everywhere: then it is 0 by construction.
+    Where S is a single token it is 0 by construction, see `top_k_row`.
     """
-    if (S.sum(-1) <= 1).all() and S.any():
-        raise ValueError("top_k: 1 with tail renormalised is identically 0; allowed: 2 or more")
     # Far below the floor, so that a distribution that is 0 in all of S does not leak out of S.
     log_p, log_q = (x.masked_fill(~S, 2 * minisd.LOG_PROB_FLOOR) for x in (log_p, log_q))
     value = minisd.kl(log_p.log_softmax(-1), log_q.log_softmax(-1))
     return value.masked_fill(~S.any(-1), 0.0)
+
+
+def top_k_row(student_logits: Tensor, teacher_logits: Tensor, m: Method) -> Tensor:
+    """The row of the core, which refuses what the tail renormalised makes identically 0."""
+    if m.top_k == 1 and m.top_k_tail == "renormalised" and m.top_k_support != "union":
+        raise ValueError("top_k: 1 with tail renormalised is identically 0; allowed: 2 or more")
+    options = {"support": m.top_k_support, "tail": m.top_k_tail}
+    return minisd.top_k_reverse_kl(student_logits, teacher_logits, m.top_k, **options)
 
 
 PARTS = ("first", "last", "spread")
@@ -96,6 +102,7 @@ def share_of(part: str):
     return weights
 
 
+minisd.DIVERGENCES["top_k_reverse_kl"] = top_k_row
 minisd.DIVERGENCES["clipped_forward_kl"] = lambda s, t, m: clipped_forward_kl(s, t, m.clip)
 minisd.CREDITS["averaged"] = lambda x, m: averaged_advantage_surrogate(
     x["student_log_probs"], x["teacher_log_probs"], x["mask"]

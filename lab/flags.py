@@ -2,21 +2,29 @@
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
 import os
+import random
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
+
+import torch
+
+import minisd
+from minisd import Method, Task
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line and exits with 2; takes no shortened flags."""
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
+    def __init__(self, *words: str, **options):
+        super().__init__(*words, allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
 
     def parse_args(self, args=None, namespace=None):
         for word in args or ():
@@ -49,6 +57,7 @@ def parse_value(name: str, text: str, kind: type) -> Any:
     raise ValueError(f"--{name}: {text!r}; allowed: {ALLOWED[kind]}")
 
 
+@functools.cache  # the source is parsed anew at every look
 def comments_of(kind: type) -> dict[str, str]:
     """The comment behind each field of a dataclass: the help of its flag."""
     found = {}
@@ -60,19 +69,19 @@ def comments_of(kind: type) -> dict[str, str]:
 
 def add_group(
     parser: argparse.ArgumentParser, kind: type, title: str, *,
-    skip: tuple[str, ...] = (), defaults: dict[str, Any] | None = None, otherwise: str = "",
+    skip: tuple[str, ...] = ("source", "target"), with_init: dict[str, Any] | None = None,
 ) -> None:
     """Flags of the fields of a dataclass in a group of their own.
 
-    defaults: other default values in certain cases, which `otherwise` names, for the help alone.
+    with_init: other default values with --init, for the help alone.
     """
     group, help_of = parser.add_argument_group(title), comments_of(kind)
     for field in dataclasses.fields(kind):
         if field.name in skip:
             continue
         words = f"{help_of.get(field.name, '')} (default: {field.default!r}"
-        if field.name in (defaults or {}):
-            words += f"; {otherwise} {defaults[field.name]!r}"
+        if field.name in (with_init or {}):
+            words += f"; with --init {with_init[field.name]!r}"
         words = f"{words})".replace("%", "%%")
         if field.type is bool:
             group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=words)
@@ -98,17 +107,41 @@ def settings_of(kind: type, flags: dict[str, Any], row: dict[str, Any] | None = 
     return kind(**values)
 
 
-def require_numbers(settings: Any, least: dict[str, float]) -> None:
-    """Raises ValueError, naming the flag, for a number below its least, 0 if none is given."""
-    for name, value in vars(settings).items():
+def check_loss(method: Method, vocabulary: int) -> None:
+    """Raises ValueError, naming the flag, for numbers with which a method could not be trained."""
+    for name, value in vars(method).items():
         if isinstance(value, (int, float)):
-            low, high = least.get(name, 0), 2**31 - 1
-            words = f"{low} to {high}" if isinstance(value, int) else f"{low} or more"
-            settings.require(low <= value <= high or isinstance(value, bool), name, words)
+            method.require(0 <= value < 2**31, name, f"0 to {2**31 - 1}")
+    method.require(method.teacher_every > 0, "teacher_every", "1 or more")
+    method.require(0 < method.token_share <= 1, "token_share", "above 0, to 1")
+    logits = torch.zeros(1, 1, vocabulary)
+    try:  # a divergence checks its own numbers
+        minisd.DIVERGENCES[method.divergence](logits, logits, method)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+
+
+def check_contexts(method: Method, task: Task) -> None:
+    """Raises ValueError, naming the flag, for a context that the task or the method cannot show."""
+    example, made = task.draw("train", random.Random(0)), set(method.contexts) & {*task.attempts}
+    for kind in method.contexts:
+        try:
+            if kind != "none" and kind not in made:
+                task.context(example, kind, random.Random(0))
+        except KeyError:
+            raise ValueError(f"--context: {kind!r}; allowed: one that the task knows") from None
+    # They need completions of the student's own, before anybody else writes.
+    others = method.student_frac < 1 and method.off_policy == "teacher"
+    others = others or method.student_context in made or method.warm_start_steps > 0
+    external = any(weights == "external" for _, weights, _ in method.terms)
+    if made and (others or (external and method.external_teacher == "adapted")):
+        words = "one that does not need the student's own completions"
+        raise ValueError(f"--context: {min(made)!r}; allowed: {words}")
 
 
 OLD_FLAGS = {  # of the first edition: what does it now
     "--compare": "python -m lab.compare METHOD ...",
+    "--seeds": "python -m lab.compare METHOD ... --seeds N",
     "--claim": "python -m lab.claims NAME ...",
     "--inspect": "python -m lab.microscope PROBLEM",
     "--list_methods": "python train_gpt.py --method list",
@@ -126,15 +159,19 @@ def refuse_old_flags(arguments: list[str]) -> None:
 
 
 def run_main(prog: str, function: Callable[[list[str]], None]) -> None:
-    """Calls function(arguments); what is wrong with them is one line on stderr and exit code 2."""
-    speaks = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun the first
+    """Calls function(arguments); what is wrong with them is one line on stderr and exit code 2.
+
+    Of the processes of torchrun the first speaks. When it ends, torchrun ends the others, which
+    therefore wait, and speak if they alone have failed.
+    """
     try:
-        function(sys.argv[1:])
+        return function(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:
-        if speaks:
-            print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        said, code = f"error: {' '.join(str(error).split())}", 2
     except KeyboardInterrupt as stop:
-        if speaks:
-            print(f"{prog}: {str(stop) or 'stopped by SIGINT'}", file=sys.stderr)
-        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+        said = str(stop) or "stopped by SIGINT"
+        code = 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
+    print(f"{prog}: {said}", file=sys.stderr)
+    sys.exit(code)

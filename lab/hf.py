@@ -40,7 +40,7 @@ DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt
 # Defaults of all settings where --init is given; the row of a method goes before.
 CHECKPOINT_DEFAULTS = {
     "train_problems": 0, "batch_size": 32, "max_new_tokens": 512, "learning_rate": 1e-5,
-    "micro_batch": 4, "chunk_tokens": 1024, "eval_problems": 64,
+    "micro_batch": 4, "chunk_tokens": 1024, "eval_problems": 64, "threads": 0,
 }
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
     data: str = ""  # problems for --init, a JSONL file; see lab/text_tasks.py
     reward: str = "last_number"  # of --data: last_number, boxed or exact
     dtype: str = "float32"  # float32, bfloat16: computation, saved checkpoint; trained in float32
-    micro_batch: int = 0  # completions per pass and process; 0: all, same gradient
+    micro_batch: int = 0  # completions per pass; 0: a quarter, at least 16; same gradient
     chunk_tokens: int = 0  # tokens whose logits exist at a time; 0: all, same gradient
     activation_checkpointing: bool = False  # less memory, every block computed twice
     shard: bool = False  # divide weights and optimiser among the processes of torchrun

@@ -83,6 +83,8 @@ class Log:
         if row.keys() != COLUMNS.keys():
             raise RuntimeError(f"columns changed: {row.keys() ^ COLUMNS.keys()}")
         self.write("step", {name: row[name] for name in COLUMNS})
+        if self.lines == 0:
+            self.say(UNITS)
         if self.lines % 15 == 0:
             self.say(HEADER)
         self.lines += 1
@@ -224,7 +226,7 @@ def failures(evaluation: Evaluation, task: Task) -> list[str]:
     """Three wrong completions, each a line with its prompt and what was expected."""
     lines, e = [], evaluation
     for example, text in [(x, t) for x, t, r in zip(e.examples, e.texts, e.rewards) if r < 1][:3]:
-        expected = brief(answer_of(example) or task.reference(example, random.Random(0)))
+        expected = brief(answer_of(example, task))
         lines.append(f"    wrong: {brief(prompt_of(example) + text)}   (expected {expected})")
     return lines
 
@@ -233,16 +235,17 @@ def prompt_of(example) -> str:
     return str(getattr(example, "prompt", example))
 
 
-def answer_of(example) -> str:
-    return str(getattr(example, "answer", ""))
+def answer_of(example, task: Task) -> str:
+    """What is expected: the answer, or a reference of a task whose examples have none."""
+    return str(getattr(example, "answer", "")) or task.reference(example, random.Random(0))
 
 
-def chosen(before: Evaluation) -> list[dict]:
+def chosen(before: Evaluation, task: Task) -> list[dict]:
     """Three problems, of rising length, with what is answered before training."""
     examples = before.examples
     lengths = sorted(range(len(examples)), key=lambda i: len(prompt_of(examples[i])))
     return [
-        {"index": i, "prompt": prompt_of(examples[i]), "answer": answer_of(examples[i])}
+        {"index": i, "prompt": prompt_of(examples[i]), "answer": answer_of(examples[i], task)}
         | {"before": before.texts[i], "before_right": before.rewards[i] == 1}
         for i in (lengths[int(share * (len(lengths) - 1))] for share in (0.3, 0.6, 0.9))
     ]

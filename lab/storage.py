@@ -322,7 +322,9 @@ class State:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Takes `saved` apart, so that its memory is free. Raises ValueError if it does not fit."""
-        options = StateDictOptions(full_state_dict=True)
+        options, then = StateDictOptions(full_state_dict=True), len(saved.get("rngs", ()))
+        if then != distributed.processes():
+            raise ValueError(f"--resume: a run of {then} processes; allowed: as many, by torchrun")
         try:
             for name, model in self.models().items():
                 set_model_state_dict(model, saved["models"].pop(name), options=options)
@@ -332,10 +334,8 @@ class State:
             self.rng.setstate(saved["rngs"][distributed.rank()])
             self.generator.set_state(saved["generators"][distributed.rank()])
             self.step = int(saved["step"])
-        except (RuntimeError, KeyError, TypeError, ValueError, IndexError):
-            raise ValueError(
-                "--resume: the checkpoint does not fit this version, or this number of processes"
-            ) from None
+        except (RuntimeError, KeyError, TypeError, ValueError):
+            raise ValueError("--resume: the checkpoint does not fit this version") from None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -362,11 +362,13 @@ def last_checkpoint(folder: Path) -> dict | None:
     A damaged one is named and set aside. Raises ValueError if no other one is whole. The first
     process chooses, so that none goes on from another one.
     """
+    keys = {"training", "rows", "notes"}
+
     def choose() -> Path | None:
         refused = []
         for path in checkpoint_files(folder):
             try:
-                load_tensors(path, "--resume", {"training"})
+                load_tensors(path, "--resume", keys)
             except ValueError as error:
                 refused.append((path, error))
                 continue
@@ -379,7 +381,7 @@ def last_checkpoint(folder: Path) -> dict | None:
         return None
 
     path = distributed.on_first(choose)
-    return path and load_tensors(path, "--resume", {"training"})
+    return path and load_tensors(path, "--resume", keys)
 
 
 # Signals ------------------------------------------------------------------------------------------
@@ -430,8 +432,11 @@ def deferred_signals() -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def at_work_in(folder: Path) -> Iterator[None]:
-    """The folder locked, and what stops the work said with the command that goes on from there."""
-    go_on = f"to go on: {resume_command(folder)}"
+    """The folder locked, and what stops the work said with the command that goes on from there.
+
+    A new run that is refused before its first numbers leaves no files, as if it had not begun.
+    """
+    go_on, new = f"to go on: {resume_command(folder)}", not (folder / "config.json").exists()
     with contextlib.ExitStack() as held:
         distributed.on_first(lambda: held.enter_context(alone_in(folder)))
         try:
@@ -443,6 +448,12 @@ def at_work_in(folder: Path) -> Iterator[None]:
                 f"{error}; weights untouched; last checkpoint: {last}; try a lower --learning_rate "
                 "in another --out_dir"
             ) from None
+        except ValueError:
+            log = folder / "metrics.jsonl"
+            if new and not (log.exists() and log.stat().st_size):
+                for path in (folder / "config.json", log):
+                    path.unlink(missing_ok=True)
+            raise
         except (OSError, Interrupted) as stop:
             if not (folder / "config.json").exists():
                 raise

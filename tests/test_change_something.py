@@ -82,7 +82,7 @@ def test_a_context(monkeypatch):
 
 def test_the_weights_of_a_teacher(monkeypatch):
     """Catches an unknown name that behaves as another: this one is the mean of all students."""
-    monkeypatch.setitem(minisd.WEIGHTS, "mean", lambda method, step: 1 / (step + 1))
+    monkeypatch.setitem(minisd.TEACHERS, "mean", lambda method, step: 1 / (step + 1))
     _, student, teacher = trained(sdpo(teacher="mean"))
     frozen = trained(sdpo(teacher="frozen"))[2].copies["frozen"].norm.weight
     assert not torch.equal(teacher.copies["mean"].norm.weight, frozen)

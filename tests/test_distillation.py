@@ -1,6 +1,7 @@
 """Laws of credit and of the score, checked by summing over every completion of a tiny world."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -45,7 +46,9 @@ def mean(values, mask):
 
 def scored(world, **settings):
     terms = [(1.0, world.teacher, world.teacher_prompts)]
-    return score(Method(**settings), world.student, terms, world.batch())
+    # A credit that needs both leaves the gradient of both to the tests.
+    method = Method(**{"credit": "sequence", **settings})
+    return score(method, world.student, terms, world.batch())
 
 
 def sequence_kl(world):
@@ -412,6 +415,38 @@ def test_a_pure_policy_gradient_has_no_gradient_path_through_the_teacher(make_gp
         values = score_small(student, Teacher(method, student))
         assert values["student_log_probs"].requires_grad
         assert values["divergence"].requires_grad == (weight < 1)
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"credit": "sampled"}, {"credit": "sequence"}, {"kl_coef": 0.1},
+    {"reward_weight": 0.5}, {"reward_weight": 1.0},
+], ids=str)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what gc comes across in torch
+def test_chunks_hold_the_logits_of_one_chunk_at_a_time(make_gpt, settings):
+    """Logits of all chunks alive together in the backward pass: --chunk_tokens saves nothing."""
+    student, method, V, chunk = make_gpt(1, vocab_size=301), Method(**settings), 301, 3
+    teacher, rows = Teacher(method, student), Completions.of([[2] * 30] * 2, 0)
+    shown = Prompts.of([[1, 2]] * 2, 0), Prompts.of([[3, 1, 2]] * 2, 0)
+    batch = batch_of(*shown, rows, chunk_tokens=chunk)
+    ones, total = torch.ones(2, 30), torch.tensor(60.0)
+    batch.weights = {"distillation": ones, "policy": ones, "advantages": ones}
+    batch.totals = {"distillation": total, "policy": total}
+    x = score(method, student, teacher.terms(batch.shown), batch)
+    x["reference_log_probs"] = x["student_log_probs"].detach() - 0.1
+    loss, calls = loss_of(method, x, batch), []
+
+    def alive():
+        tensors = (o for o in gc.get_objects() if type(o) is torch.Tensor)
+        return sum(o.shape[-2:] == (chunk, V) for o in tensors)
+
+    def at_the_last_chunk(*_):
+        calls.append(alive() if len(calls) == 19 else 0)
+
+    before = alive()
+    student.lm_head.register_forward_hook(at_the_last_chunk)
+    loss.backward()
+    assert len(calls) == 20  # every chunk is computed again
+    assert calls[-1] - before < 8  # of one chunk, whatever the number of chunks
 
 
 def test_a_bfloat16_model_is_scored_in_float32(make_gpt):

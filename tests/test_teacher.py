@@ -7,7 +7,7 @@ import torch
 from conftest import move, weights_of
 
 import minisd
-from minisd import METHODS, TARGETS, WEIGHTS, Method, Prompts, Teacher, log_linear
+from minisd import METHODS, TARGETS, TEACHERS, Method, Prompts, Teacher, log_linear
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])  # B=2, T=5
 SHOWN = {kind: Prompts.of([[i, 2], [i, 5]], 0) for i, kind in enumerate(("none", "solution"))}
@@ -117,7 +117,7 @@ def test_weights_of_one_name_are_one_copy_and_each_name_has_its_own(make_gpt):
 
 def test_a_new_kind_of_weights_is_one_row(make_gpt, monkeypatch):
     """A list of known kinds outside the table, which a new row would not be on."""
-    monkeypatch.setitem(WEIGHTS, "late", lambda method, step: 0.5 if step > 1 else 0.0)
+    monkeypatch.setitem(TEACHERS, "late", lambda method, step: 0.5 if step > 1 else 0.0)
     student = make_gpt(1)
     teacher, start = Teacher(Method(teacher="late"), student), weights_of(student)
     for n in (1, 2):
@@ -127,7 +127,7 @@ def test_a_new_kind_of_weights_is_one_row(make_gpt, monkeypatch):
     close(weights_of(teacher.copies["late"]), 0.5 * start + 0.5 * weights_of(student))
 
 
-@pytest.mark.parametrize("weights", [*WEIGHTS, *TARGETS])
+@pytest.mark.parametrize("weights", [*TEACHERS, *TARGETS])
 def test_no_copy_can_be_trained_and_the_student_can(make_gpt, weights):
     """A teacher copy that the optimiser could reach, or a student frozen with its teacher."""
     student = make_gpt(1)
@@ -205,7 +205,7 @@ NAMES = {
     "divergence": minisd.DIVERGENCES, "credit": minisd.CREDITS, "advantage": minisd.ADVANTAGES,
     "token_weights": minisd.TOKEN_WEIGHTS, "reduction": minisd.REDUCTIONS,
     "top_k_support": minisd.SUPPORTS, "top_k_tail": minisd.TAILS,
-    "off_policy": ("teacher", "data"), "teacher": (*WEIGHTS, *TARGETS),
+    "off_policy": ("teacher", "data"), "teacher": (*TEACHERS, *TARGETS),
 }
 
 

@@ -1,28 +1,34 @@
 """Laws of the command line, of a run's files, and of every row of the method table."""
 
 import dataclasses
+import functools
+import inspect
 import json
-import random
-import re
-import signal
 import subprocess
 import sys
-import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import minisd
 import toy_tasks
 import train_gpt
-from minisd import GPT, GPTConfig, Teacher
-from train_gpt import METHODS, TrainConfig, method_config
+from lab import base, flags, hf, report, storage
+from minisd import GPT, METHODS, GPTConfig, Method
 
 ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, str(ROOT / "train_gpt.py")]
+CPU = torch.device("cpu")
 # A world that is learned in seconds: one or two sums.
 EASY_WORLD = "operators=+,max_operations=2,direct_slope=0.5"
+# A run of seconds on a base model that has learned this world.
+EASY = {"world": EASY_WORLD, "train_problems": 16, "pretrain_steps": 100, "max_new_tokens": 24,
+        "eval_problems": 32, "eval_every": 100, "threads": 1}
+# A run of a moment on one that has learned nothing: for everything but learning.
+QUICK = EASY | {"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 12,
+                "pretrain_steps": 2, "eval_problems": 6, "eval_every": 2}
 
 
 @pytest.fixture(scope="session")
@@ -33,295 +39,357 @@ def cache_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """A picture takes longer than a tiny run; that of the command line is a real one."""
-    monkeypatch.setattr(train_gpt, "draw_curves", lambda path, *_: path.touch())
+    """A picture takes longer than a tiny run; that of the whole command is a real one."""
+    monkeypatch.setattr(report, "draw_curves", lambda path, *_: path.touch())
 
 
-def easy_config(cache_dir, method="sdpo", **flags) -> TrainConfig:
-    """A run of seconds on a base model that has learned the easy world."""
-    flags = {"steps": 12, "batch_size": 64, "eval_problems": 32, "eval_every": 12} | flags
-    flags = {
-        "max_new_tokens": 24,
-        "pretrain_steps": 100,
-        "adapt_steps": 10,
-        "learning_rate": 1e-3,
-    } | flags
-    if METHODS[method].settings.get("warm_start_steps"):
-        flags = {"warm_start_steps": 5} | flags
-    shared = {"method": method, "world": EASY_WORLD, "cache_dir": cache_dir, "train_problems": 16}
-    return method_config(shared | flags)
+def words(**settings) -> list[str]:
+    """Settings as a command line has them."""
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def quick_config(cache_dir, tmp_path, method="sdpo", **flags) -> TrainConfig:
-    """A run of a moment on a base model that has learned nothing: for everything but learning."""
-    flags = {"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 12} | flags
-    flags = {"pretrain_steps": 2, "eval_problems": 6, "eval_every": 2} | flags
-    return easy_config(cache_dir, method, **{"out_dir": str(tmp_path / "run"), **flags})
+def run(folder: Path, cache_dir: str, **settings) -> dict:
+    """The summary of a run of the command."""
+    train_gpt.main(words(**QUICK | settings, out_dir=folder, cache_dir=cache_dir))
+    return json.loads((folder / "summary.json").read_text())
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def metrics(folder: Path, kind: str) -> list[dict]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == kind]
+
+
+def weights_in(folder: Path) -> Tensor:
+    """The trained weights of a run as one vector."""
+    weights = torch.load(folder / "student.pt", weights_only=True)["weights"]
+    return torch.cat([tensor.flatten() for tensor in weights.values()])
 
 
 # Learning -----------------------------------------------------------------------------------------
 
-CHANGES = {  # method: what must rise on the training problems, and by how much at least
-    **dict.fromkeys(("sft", "seq_kd", "opsd", "sdpo", "sdft"), ("direct_frac", 0.15)),
-    **dict.fromkeys(("sequence_kl", "rlvr_teacher", "sft_then_sdpo"), ("direct_frac", 0.15)),
-    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "sdpo_grpo"), ("accuracy_frac", 0.05)),
-}
+DISTILLED = ("sft", "seq_kd", "opsd", "sdpo", "sdft", "sequence_kl", "rlvr_teacher",
+             "sft_then_sdpo")
+REWARDED = ("grpo", "dr_grpo", "dapo", "sdpo_grpo")
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory, cache_dir):
+    """The summary of a run that learns something, made once."""
+    by_reward = {"steps": 12, "batch_size": 64}
+    quickly = {"steps": 4, "batch_size": 32, "learning_rate": 0.002, "eval_problems": 16}
+    changes = dict.fromkeys(REWARDED, by_reward) | dict.fromkeys(DISTILLED, quickly)
+    changes["rlvr_teacher"] = by_reward | {"steps": 4, "adapt_steps": 6}
+    changes["sft_then_sdpo"] = quickly | {"warm_start_steps": 2}
+
+    @functools.cache
+    def summary_of(method: str) -> dict:
+        folder, settings = tmp_path_factory.mktemp("learned") / method, EASY | changes[method]
+        return run(folder, cache_dir, method=method, group_size=8, **settings)
+
+    return summary_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", CHANGES)
-def test_every_method_changes_what_it_should(method, cache_dir, tmp_path):
+@pytest.mark.parametrize("method", [*DISTILLED, *REWARDED])
+def test_every_method_changes_what_it_should(method, learned):
     """Catches a row of the table whose settings do not reach the loss, or push the wrong way."""
-    config = easy_config(cache_dir, method, out_dir=str(tmp_path / "run"))
-    summary = train_gpt.run(config, quiet=True)
-    measure, margin = CHANGES[method]
+    measure, margin = ("accuracy_frac", 0.1) if method in REWARDED else ("direct_frac", 0.3)
+    summary = learned(method)
     change = summary["after"]["train"][measure] - summary["before"]["train"][measure]
     assert change > margin, summary
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gkd", "opd"])
-def test_a_larger_teacher_is_approached(method, cache_dir):
+def test_a_larger_teacher_is_approached(method, cache_dir, tmp_path):
     """Catches distillation that does not see the larger teacher, or moves away from it."""
-    config = easy_config(cache_dir, method, steps=20, pretrain_steps=30)
-    student, _ = train_gpt.base_model(config)
-    task = train_gpt.make_task(config)
-    teacher = train_gpt.make_teacher(config, task, student)
-    fixed = easy_config(cache_dir, "gkd", student_frac=0.0, batch_size=512, loss="forward_kl")
-    rng, generator = random.Random(0), torch.Generator()
-    batch = train_gpt.collect(*(fixed, task, student, teacher, rng, generator), groups=64)
-    before, _ = train_gpt.batch_loss(fixed, student, teacher, None, batch)
-    train_gpt.post_train(config, task, student, teacher)
-    after, _ = train_gpt.batch_loss(fixed, student, teacher, None, batch)
-    assert after.item() < 0.9 * before.item()
+    settings = QUICK | {"steps": 10, "batch_size": 16, "pretrain_steps": 8, "eval_every": 100}
+    run(tmp_path / "run", cache_dir, method=method, learning_rate=3e-3, **settings)
+    first, *_, last = [row["reverse_kl"] for row in metrics(tmp_path / "run", "step")]
+    assert last < 0.6 * first
 
 
 @pytest.mark.slow
-def test_a_teacher_adapted_by_reward_beats_the_unadapted_one(cache_dir, tmp_path):
+def test_a_teacher_adapted_by_reward_beats_the_unadapted_one(learned):
     """Catches an adaptation that does not show the context to the model, or trains another copy."""
-    config = easy_config(
-        *(cache_dir, "rlvr_teacher"),
-        **{"context": "answer", "steps": 1, "out_dir": str(tmp_path / "run")},
-    )
-    accuracy = train_gpt.run(config, quiet=True)["teacher_accuracy_frac"]
-    assert accuracy["before"] > accuracy["unadapted"] + 0.01, accuracy
+    accuracy = learned("rlvr_teacher")["teacher_accuracy_frac"]
+    assert accuracy["before"] > accuracy["unadapted"] + 0.05, accuracy
 
 
-# One batch ----------------------------------------------------------------------------------------
+# Every setting reaches the weights ----------------------------------------------------------------
 
 
-def rollouts(config, **options):
-    """A task, a student and one collected batch."""
-    student, _ = train_gpt.base_model(config)
-    task, teacher = train_gpt.make_task(config), Teacher("frozen", student)
-    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
-    groups = config.batch_size // config.group_size
-    batch = train_gpt.collect(
-        *(config, task, student, teacher, rng, generator), groups=groups, **options
-    )
-    return task, student, teacher, batch
+@pytest.fixture
+def coin_rewards(monkeypatch):
+    """Rewards that differ at random: an untrained model is never right. References stay right."""
+    honest = toy_tasks.ToyTask.reward
+
+    def reward(self, text, example) -> float:
+        return max(honest(self, text, example), float(sum(map(ord, text)) % 2))
+
+    monkeypatch.setattr(toy_tasks.ToyTask, "reward", reward)
 
 
-@pytest.mark.parametrize("context", [c for c in toy_tasks.CONTEXTS if c != "none"])
-def test_no_privileged_token_is_ever_in_a_student_prompt(context, cache_dir, tmp_path):
-    """Catches the leak of a hint to the student, under which every method looks wonderful."""
-    rules = {"rules": "3"} if context == "rule" else {}
-    config = quick_config(cache_dir, tmp_path, context=context, **rules)
-    task, _, _, batch = rollouts(config)
-    for ids, hinted, example in zip(
-        batch.prompts.ids.tolist(), batch.teacher_prompts.ids.tolist(), batch.examples
-    ):
-        assert task.decode(ids) == example.prompt
-        assert task.decode(hinted).endswith(example.prompt)
+@pytest.fixture
+def trained(cache_dir, coin_rewards):
+    """Settings -> the weights after three steps, without evaluations and files."""
+
+    def weights(**changes) -> Tensor:
+        usual = {"learning_rate": 0.01, "steps": 3, "cache_dir": cache_dir}
+        return weights_after(tuple(words(**QUICK | usual | changes)))
+
+    return weights
 
 
-def test_a_sibling_is_another_successful_completion_of_the_group():
-    """Catches a completion that is shown to itself, or one from another problem's group."""
-    grades = [toy_tasks.Grade(r, 0, False, False) for r in (1, 0, 1, 0, 1, 0, 0, 0)]
-    texts = list("abcdefgh")
-    for seed in range(20):
-        siblings = train_gpt.pick_siblings(texts, grades, 4, random.Random(seed))
-        assert siblings[0] == "c" and siblings[2] == "a"
-        assert siblings[1] in "ac" and siblings[3] in "ac"
-        assert siblings[4:] == [None, "e", "e", "e"]
+@functools.cache
+def weights_after(arguments: tuple[str, ...]) -> Tensor:
+    settings, _ = train_gpt.parse(list(arguments))
+    task, student, _, _ = train_gpt.initial(settings, CPU)
+    if settings.method.warm_start_steps:
+        train_gpt.warm_start(settings, task, student, CPU)
+    use = settings.has_external
+    external = train_gpt.external_teacher(settings, task, student, CPU) if use else None
+    state = train_gpt.new_state(settings, settings.method, student, "post-training", external)
+    train_gpt.train(settings, task, state, "post-training", settings.run.steps)
+    return torch.cat([p.detach().flatten() for p in student.parameters()])
 
 
-def test_completions_without_a_context_are_left_out_of_the_loss(cache_dir, tmp_path):
-    """Catches distillation from a teacher that sees nothing when a group has no success."""
-    config = quick_config(cache_dir, tmp_path, "sdft")
-    task, student, teacher, batch = rollouts(config)
-    batch.has_context[:] = False
-    loss, _ = train_gpt.batch_loss(config, student, teacher, None, batch)
-    loss.backward()
-    assert loss.item() == 0
-    assert all((p.grad == 0).all() for p in student.parameters() if p.grad is not None)
-
-
-def test_resampling_replaces_groups_with_equal_rewards_and_counts_them(cache_dir, tmp_path):
-    """Catches rows of prompts, texts and completions that no longer belong together after it."""
-    config = quick_config(cache_dir, tmp_path, "dapo", batch_size=24, resample=2)
-    task, _, _, batch = rollouts(config, resample=2)
-    assert len(batch.texts) == len(batch.examples) == len(batch.rewards) == 24
-    for i, example in enumerate(batch.examples):
-        assert task.decode(batch.prompts.ids[i].tolist()) == example.prompt
-        assert task.decode(batch.completions.ids[i].tolist()) == batch.texts[i]
-        assert task.grade(batch.texts[i], example).reward == batch.rewards[i]
-    assert batch.equal_groups == 1.0  # an untrained model never answers
-
-
-def test_mixed_sampling_takes_the_stated_share_from_the_data(cache_dir, tmp_path):
-    """Catches a fraction that counts completions of the wrong author."""
-    config = quick_config(cache_dir, tmp_path, "gkd", batch_size=16, student_frac=0.25)
-    _, _, _, batch = rollouts(config)
-    assert (batch.rewards[4:] == 1).all() and len(batch.rewards) == 16  # references are right
-
-
-@pytest.mark.parametrize("loss", train_gpt.LOSSES)
-def test_every_loss_gives_the_student_a_gradient_and_the_teacher_none(loss, cache_dir, tmp_path):
-    """Catches a --loss that is not wired, and a teacher that is trained with the student."""
-    method = "seq_kd" if loss == "imitation" else "sdpo"
-    config = quick_config(cache_dir, tmp_path, method, loss=loss, top_k=3)
-    _, student, teacher, batch = rollouts(config)
-    loss_value, _ = train_gpt.batch_loss(config, student, teacher, None, batch)
-    loss_value.backward()
-    assert any(p.grad.abs().sum() > 0 for p in student.parameters())
-    assert all(p.grad is None for p in teacher.model.parameters())
-
-
+TOP_2 = {"divergence": "top_k_reverse_kl", "top_k": 2}
 OPTION_EFFECTS = [
-    ("sdpo", {"loss": "jensen_shannon"}, {"teacher_weight": 0.2}),
-    ("sdpo", {"loss": "clipped_forward_kl"}, {"clip": 0.001}),
-    ("sdpo", {"loss": "top_k_reverse_kl"}, {"top_k": 2}),
-    ("sdpo", {"loss": "top_k_reverse_kl", "top_k": 2}, {"top_k_support": "teacher"}),
-    ("sdpo", {"loss": "top_k_reverse_kl", "top_k": 2}, {"top_k_tail": "naive"}),
+    ("gkd", {}, {"student_frac": 0.0}),
+    ("gkd", {}, {"off_policy": "teacher"}),
+    ("grpo", {}, {"student_context": "solution"}),
+    ("sdpo", {}, {"teacher": "live"}),
+    ("sdpo", {}, {"context": "partial"}),
+    ("sdpo", {}, {"teacher_update_rate": 0.9}),
+    ("sdpo", {"teacher": "snapshot"}, {"teacher_every": 1}),
+    ("rlvr_teacher", {"adapt_steps": 2}, {"external_teacher": "larger"}),
+    ("rlvr_teacher", {"adapt_steps": 2}, {"adapt_steps": 1}),
+    ("sft_then_sdpo", {"warm_start_steps": 2}, {"warm_start_steps": 1}),
+    ("sdpo", {}, {"divergence": "forward_kl"}),
+    ("sdpo", {}, {"credit": "averaged"}),
+    ("sdpo", {}, {"token_weights": "last"}),
+    ("sdpo", {"token_weights": "last"}, {"token_share": 0.6}),
+    ("sdpo", {"divergence": "jensen_shannon"}, {"teacher_weight": 0.2}),
+    ("sdpo", {"divergence": "clipped_forward_kl"}, {"clip": 0.001}),
+    ("sdpo", TOP_2, {"top_k": 3}),
+    ("sdpo", TOP_2, {"top_k_support": "teacher"}),
+    ("sdpo", TOP_2, {"top_k_tail": "naive"}),
     ("sequence_kl", {}, {"discount": 0.0}),
-    ("sdpo", {}, {"reduction": "sequence_mean"}),
-    ("sdpo", {}, {"reward_weight": 0.5}),
     ("sdpo", {"temperature": 2.0}, {"importance_cap": 0.5}),
-    ("grpo", {}, {"advantage": "mean"}),
-    ("grpo", {"updates_per_batch": 3, "learning_rate": 0.1}, {"clip_low": 0.9, "clip_high": 0.9}),
+    ("sdpo", {}, {"reward_weight": 0.5}),
+    ("grpo", {}, {"advantage": "group_without_std"}),
+    ("grpo", {"updates_per_batch": 3, "learning_rate": 0.1}, {"clip_low": 0.9}),
+    ("grpo", {"updates_per_batch": 3, "learning_rate": 0.1}, {"clip_high": 0.9}),
     ("grpo", {"learning_rate": 0.1}, {"kl_coef": 5.0}),
+    ("dapo", {"group_size": 2}, {"resample": 0}),
+    ("sdpo", {}, {"reduction": "sequence_mean"}),
+    ("sdpo", {}, {"seed": 5}),
+    ("sdpo", {}, {"train_problems": 0}),
+    ("sdpo", {}, {"batch_size": 4}),
+    ("sdpo", {}, {"group_size": 2}),
+    ("sdpo", {}, {"max_new_tokens": 3}),
+    ("sdpo", {}, {"temperature": 0.5}),
+    ("sdpo", {}, {"learning_rate": 0.02}),
     ("sdpo", {}, {"updates_per_batch": 2}),
     ("sdpo", {}, {"grad_clip": 1e-6}),
-    ("sdpo", {}, {"teacher_update_rate": 0.9}),
-    ("sdpo", {}, {"teacher": "live"}),
-    ("sdpo", {"teacher_update_rate": 0.5}, {"teacher": "trust_region"}),
-    ("sdpo", {"teacher": "snapshot"}, {"teacher_every": 1}),
-    ("sdpo", {}, {"context": "partial"}),
-    ("sdpo", {"context": "rule", "rules": "3"}, {"rules": "2,7"}),
-    ("gkd", {}, {"off_policy": "teacher"}),
-    ("gkd", {}, {"student_frac": 0.0}),
-    ("sft", {}, {"only_correct": False}),
-    ("rlvr_teacher", {}, {"adapt_steps": 1}),
-    ("rlvr_teacher", {}, {"external_teacher": "larger"}),
-    ("sft_then_sdpo", {}, {"warm_start_steps": 1}),
-    ("sdpo", {"world": "max_operations=2"}, {"train_operators": "+"}),
-    ("sdpo", {}, {"train_problems": 0}),
-    ("sdpo", {}, {"seed": 5}),
-    ("sdpo", {}, {"group_size": 2}),
-    ("sdpo", {}, {"temperature": 0.5}),
-    ("sdpo", {}, {"max_new_tokens": 3}),
-    ("sdpo", {}, {"pretrain_steps": 3}),
     ("sdpo", {}, {"world": EASY_WORLD + ",persona_rate=1"}),
+    ("sdpo", {"world": "max_operations=2"}, {"train_operators": "+"}),
+    ("sdpo", {}, {"train_operations": 1}),
+    ("sdpo", {"context": "rule", "rules": "3"}, {"rules": "2,7"}),
+    ("sdpo", {}, {"pretrain_steps": 3}),
 ]
 
 
 @pytest.mark.parametrize("method, settings, change", OPTION_EFFECTS, ids=str)
-def test_every_option_changes_the_weights(method, settings, change, cache_dir, tmp_path):
+def test_every_option_changes_the_weights(method, settings, change, trained):
     """Catches a flag that is declared and never used, a mistake found in published code."""
+    weights = trained(method=method, **settings)
+    assert not torch.equal(weights, trained(method=method, **settings | change))
+
+
+def test_no_option_is_left_out():
+    """Catches a new setting of a method or of the toy that nobody has seen change a weight."""
+    seen = {name for _, _, change in OPTION_EFFECTS for name in change}
+    fields = {f.name for kind in (Method, toy_tasks.Toy) for f in dataclasses.fields(kind)}
+    assert fields - seen == {"source", "target", "task"}
+
+
+@pytest.mark.parametrize("flag, table, settings", [
+    ("divergence", minisd.DIVERGENCES, {"top_k": 2}),
+    ("credit", [c for c in minisd.CREDITS if c != "imitation"], {}),
+    ("token_weights", minisd.TOKEN_WEIGHTS, {}),
+    ("advantage", minisd.ADVANTAGES, {"reward_weight": 1}),
+    ("reduction", minisd.REDUCTIONS, {}),
+    ("top_k_tail", minisd.TAILS, TOP_2),
+    ("teacher", [*minisd.TEACHERS, *minisd.TARGETS],
+     {"teacher_update_rate": 0.3, "teacher_every": 2}),
+])
+def test_every_row_of_a_table_trains_something_of_its_own(flag, table, settings, trained):
+    """Catches a row that falls through to another one."""
+    found = {name: trained(method="sdpo", **settings | {flag: name}) for name in table}
+    assert len({tuple(weights.tolist()) for weights in found.values()}) == len(found) > 1
+
+
+def test_same_seed_gives_the_same_weights(trained):
+    """Catches a generator that is not seeded by --seed."""
+    before = trained(seed=1)
+    weights_after.cache_clear()
+    assert torch.equal(before, trained(seed=1)) and not torch.equal(before, trained(seed=2))
+
+
+def test_sampling_follows_the_seed_and_nothing_else(cache_dir):
+    """Catches completions that are the same for every seed: intervals over nothing."""
+    arguments = words(**QUICK, cache_dir=cache_dir)
+    settings, _ = train_gpt.parse(arguments)
     weights = []
-    for flags in (settings, settings | change):
-        config = quick_config(
-            cache_dir, tmp_path, method, **({"learning_rate": 0.01, "steps": 3} | flags)
-        )
-        # Rewards differ at random here, so that the policy gradient of an untrained model is not 0.
-        student, _ = train_gpt.base_model(config)
-        task = train_gpt.make_task(config)
-        task.grade = coin_grade
-        if config.warm_start_steps:
-            train_gpt.warm_start(config, task, student)
-        teacher = train_gpt.make_teacher(config, task, student)
-        train_gpt.post_train(config, task, student, teacher)
-        weights.append(torch.cat([p.flatten() for p in student.parameters()]))
-    assert not torch.equal(*weights)
+    for seed in (1, 1, 2):
+        # One problem and one base model: no choice but sampling.
+        task, student = settings.toy.make_task(1, 0), train_gpt.initial(settings, CPU)[1]
+        other = dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
+        state = train_gpt.new_state(other, other.method, student, "post-training")
+        train_gpt.train(other, task, state, "post-training", 2)
+        weights.append(student.lm_head.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def coin_grade(text, example):
-    """A reward that depends on the completion in no useful way, but depends on it."""
-    return toy_tasks.Grade(float(sum(map(ord, text)) % 2), 0, False, False)
+def test_flags_go_before_the_row_and_the_row_before_the_defaults():
+    """Catches a row that beats a flag, and defaults of checkpoints that beat either."""
+    settings, _ = train_gpt.parse([])
+    assert settings.method == METHODS["sdpo"] and settings.run.batch_size == 128
+    settings, _ = train_gpt.parse(["--teacher", "live"])
+    assert settings.method == dataclasses.replace(METHODS["sdpo"], teacher="live")
+    data = str(ROOT / "requirements.txt")  # any file: it is read later
+    given = ["--init", "there", "--data", data, "--method", "grpo", "--eval_problems", "3"]
+    settings, _ = train_gpt.parse(given)
+    assert settings.run.max_new_tokens == hf.CHECKPOINT_DEFAULTS["max_new_tokens"]
+    assert settings.run.eval_problems == 3 and settings.checkpoint.micro_batch == 4
+    assert settings.method == dataclasses.replace(METHODS["grpo"], teacher="live", context="none")
 
 
 # Files of a run -----------------------------------------------------------------------------------
 
 
-def test_a_run_writes_what_it_promises_and_the_same_command_shows_it_again(cache_dir, tmp_path):
-    """Catches a missing file or key, and a second call that trains again."""
-    config = quick_config(cache_dir, tmp_path)
-    summary = train_gpt.run(config, quiet=True)
-    folder = tmp_path / "run"
+def test_a_run_writes_what_it_promises(cache_dir, tmp_path):
+    """Catches a missing file or key, and a number that no reader expects."""
+    summary = run(tmp_path / "run", cache_dir, steps=5)
     names = {"config.json", "metrics.jsonl", "curves.png", "student.pt", "summary.json"}
-    assert {p.name for p in folder.iterdir()} == names
-    assert {"method", "seed", "steps", "pretrain_s", "train_s", "wall_s"} <= summary.keys()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == names
+    seconds = {"pretrain_s", "train_s", "wall_s"}
+    assert summary.keys() == seconds | {"method", "seed", "steps", "before", "after", "samples",
+                                        "teacher_accuracy_frac"}
+    assert summary["teacher_accuracy_frac"].keys() == {"unadapted", "before", "after"}
+    measures = {*report.MEASURES, "remark_frac"}
     for when in ("before", "after"):
-        assert set(summary[when]) == {"train", "fresh", "longer"}
-        for means in summary[when].values():
-            assert means.keys() == train_gpt.MEASURES.keys()
-    rows = read_metrics(folder)
-    assert {row["kind"] for row in rows} == {"step", "evaluation"}
-    for row in rows:
-        if row["kind"] == "step":
-            assert {*train_gpt.COLUMNS, "kind"} == row.keys()
-    written = (folder / "summary.json").stat().st_mtime_ns
-    assert train_gpt.run(config, quiet=True) == json.loads((folder / "summary.json").read_text())
-    assert (folder / "summary.json").stat().st_mtime_ns == written
+        assert summary[when].keys() == {"train", "fresh", "longer"}
+        assert all(means.keys() == measures for means in summary[when].values())
+    steps = metrics(tmp_path / "run", "step")
+    assert [row["step"] for row in steps] == [1, 5]
+    assert all(row.keys() == {*report.COLUMNS, "kind"} for row in steps)
+    evaluations = metrics(tmp_path / "run", "evaluation")
+    assert [row["step"] for row in evaluations] == [0, 2, 4, 5]
+    assert all(row["teacher"].keys() == row["fresh"].keys() == measures for row in evaluations)
+    assert evaluations[-1]["fresh"] == summary["after"]["fresh"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert config.keys() == {"run", "method", "toy", "checkpoint"}
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_does_not(cache_dir, tmp_path):
-    """Catches a generator that is not seeded by --seed."""
-    weights = []
-    for i, seed in enumerate((1, 1, 2)):
-        config = quick_config(cache_dir, tmp_path, seed=seed, out_dir=str(tmp_path / str(i)))
-        train_gpt.run(config, quiet=True)
-        saved = torch.load(tmp_path / str(i) / "student.pt", weights_only=True)["weights"]
-        weights.append(saved["head.weight"])
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+def test_before_is_the_untouched_base_model(cache_dir, tmp_path, coin_rewards):
+    """Catches a comparison whose `base` has already been through a warm start."""
+    warm = {"method": "sft_then_sdpo", "warm_start_steps": 2, "learning_rate": 0.05}
+    runs = [run(tmp_path / "a", cache_dir), run(tmp_path / "b", cache_dir, **warm)]
+    assert runs[0]["before"] == runs[1]["before"]
+    started = [metrics(tmp_path / name, "evaluation")[0]["train"] for name in "ab"]
+    assert started[0] == runs[0]["before"]["train"] != started[1]
 
 
-def test_sampling_follows_the_seed_and_nothing_else(cache_dir, tmp_path):
-    """Catches completions that are the same for every seed: intervals over nothing."""
-    config = quick_config(
-        cache_dir, tmp_path, train_problems=1
-    )  # one problem: no choice but sampling
-    task, weights = train_gpt.make_task(config), []
-    for seed in (1, 1, 2):
-        student, _ = train_gpt.base_model(config)
-        train_gpt.post_train(
-            dataclasses.replace(config, seed=seed), task, student, Teacher("frozen", student)
-        )
-        weights.append(student.head.weight)
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+def test_an_external_teacher_is_the_checkpoint_that_is_named(cache_dir, tmp_path):
+    """Catches a teacher that is another model than the one asked for."""
+    run(tmp_path / "a", cache_dir)
+    given = {"teacher": "external", "external_teacher": tmp_path / "a", "cache_dir": cache_dir}
+    settings, _ = train_gpt.parse(words(**QUICK | given))
+    task, student, _, _ = train_gpt.initial(settings, CPU)
+    teacher = train_gpt.external_teacher(settings, task, student, CPU)
+    saved = torch.load(tmp_path / "a" / "student.pt", weights_only=True)["weights"]
+    assert torch.equal(teacher.lm_head.weight, saved["lm_head.weight"])
+    assert not torch.equal(student.lm_head.weight, saved["lm_head.weight"])
 
 
-def test_the_cached_base_model_is_never_stale(tmp_path, monkeypatch):
+def test_a_folder_with_something_else_is_left_alone(cache_dir, tmp_path):
+    """Catches results that are overwritten by a run with other settings."""
+    run(tmp_path / "run", cache_dir)
+    content = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match="--steps 2 instead of 3"):
+        run(tmp_path / "run", cache_dir, steps=3)
+    assert content == {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    for name, reason in (("file", "is a file"), ("other", "holds other files")):
+        with pytest.raises(ValueError, match=f"--out_dir.*{reason}"):
+            run(tmp_path / name, cache_dir)
+    for path in (tmp_path / "file", tmp_path / "other" / "notes.txt"):
+        assert path.read_text() == "mine"
+
+
+def test_damaged_results_are_named(cache_dir, tmp_path):
+    """Catches a traceback, or an error without a file, from half a summary."""
+    run(tmp_path / "run", cache_dir)
+    for content in ("", "{}", "[]"):
+        (tmp_path / "run" / "summary.json").write_text(content)
+        with pytest.raises(ValueError, match=r"summary\.json' is damaged"):
+            run(tmp_path / "run", cache_dir)
+
+
+# Base models --------------------------------------------------------------------------------------
+
+
+def test_the_cached_base_model_is_never_stale(monkeypatch):
     """Catches a cache key that forgets something on which the weights depend."""
-    config = quick_config(str(tmp_path / "cache"), tmp_path)
-    for change in (
-        {}, {"seed": 1}, {"pretrain_steps": 3}, {"world": EASY_WORLD + ",slip_rate=0"}
-    ):  # fmt: skip
-        train_gpt.base_model(dataclasses.replace(config, **change))
-        train_gpt.base_model(dataclasses.replace(config, **change))
-    train_gpt.base_model(config, "larger")
-    monkeypatch.setattr(train_gpt, "PRETRAIN_TOKENS", 512)
-    train_gpt.code_of.cache_clear()
-    train_gpt.base_model(config)
-    train_gpt.code_of.cache_clear()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    train_gpt.base_model(config)
-    assert len(list((tmp_path / "cache").iterdir())) == 7
+    usual = {"world": toy_tasks.World(), "seed": 0, "steps": 2, "size": "base", "device": "cpu"}
+    changes = ({}, {"world": toy_tasks.World(slip_rate=0)}, {"seed": 1}, {"steps": 3},
+               {"size": "larger"}, {"device": "cuda"})
+    found = [base.recipe_hash(**usual | change) for change in changes]
+    assert base.recipe_hash(**usual) == found[0]
+    source = inspect.getsource
+    edited = lambda part: source(part) + "#" * (part is toy_tasks)  # noqa: E731
+    for owner, name, value in (
+        (torch, "__version__", "1.0"), (torch, "get_num_threads", lambda: 7),
+        (minisd, "rotate", minisd.kl), (minisd, "Attention", minisd.MLP),
+        (inspect, "getsource", edited),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            base.sources.cache_clear()
+            found.append(base.recipe_hash(**usual))
+    base.sources.cache_clear()
+    assert len(set(found)) == len(changes) + 5
+    with monkeypatch.context() as patch:  # an edited loss keeps it
+        patch.setattr(minisd, "forward_kl", minisd.reverse_kl)
+        assert base.recipe_hash(**usual) == found[0]
+
+
+def test_a_base_model_is_pretrained_once(tmp_path, capfd):
+    """Catches a second wait of a minute, and weights that differ from those of the first."""
+    how = {"steps": 1, "cache_dir": str(tmp_path)}
+    (first, seconds), (again, same) = (
+        base.base_model(toy_tasks.World(), 0, **how) for _ in range(2))
+    assert capfd.readouterr().out.count("pretraining of 1 steps") == 1 and seconds == same
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+
+
+def test_an_external_base_model_is_one_for_all_seeds(tmp_path):
+    """Catches seeds that each pretrain a teacher of their own, and one that a student starts as."""
+    how, world = {"steps": 1, "cache_dir": str(tmp_path)}, toy_tasks.World()
+    for name in base.EXTERNAL_BASES:
+        base.external_base(name, world, **how)
+    known = set(tmp_path.glob("*.pt"))
+    assert len(known) == len(base.EXTERNAL_BASES)
+    for seed in (1, 2):
+        base.base_model(world, seed, **how)
+    for name in base.EXTERNAL_BASES:
+        base.external_base(name, world, **how)
+    assert len(set(tmp_path.glob("*.pt")) - known) == 2
 
 
 def test_pretraining_warms_up_and_falls_to_zero(monkeypatch):
@@ -335,10 +403,10 @@ def test_pretraining_warms_up_and_falls_to_zero(monkeypatch):
             return plain(self, *a, **kw)
 
         monkeypatch.setattr(optimizer, "step", step)
-    shape = GPTConfig(vocab_size=len(toy_tasks.VOCABULARY), n_layers=1, width=4, head_dim=2)
-    train_gpt.pretrain(GPT(shape), toy_tasks.World(), steps=40, seed=0)
-    peaks = {"Muon": train_gpt.MUON["lr"], "AdamW": train_gpt.ADAMW["lr"]}
-    for name, peak in peaks.items():
+    monkeypatch.setattr(base, "PRETRAIN_TOKENS", 64)
+    shape = GPTConfig(len(toy_tasks.VOCABULARY), n_layers=1, width=4, head_dim=2)
+    base.pretrain(GPT(shape), toy_tasks.World(), steps=40, seed=0)
+    for name, peak in (("Muon", base.MUON["lr"]), ("AdamW", base.ADAMW["lr"])):
         shares = [rate / peak for rate in rates[name]]
         assert shares[:10] == pytest.approx([(i + 1) / 20 for i in range(10)])
         assert shares[20:] == pytest.approx([1 - i / 40 for i in range(20, 40)])
@@ -346,291 +414,208 @@ def test_pretraining_warms_up_and_falls_to_zero(monkeypatch):
 
 def test_a_damaged_base_model_is_named(tmp_path):
     """Catches a traceback from half a file."""
-    config = quick_config(str(tmp_path / "cache"), tmp_path)
-    train_gpt.base_model(config)
-    (path,) = (tmp_path / "cache").iterdir()
+    how = {"steps": 1, "cache_dir": str(tmp_path)}
+    base.base_model(toy_tasks.World(), 0, **how)
+    (path,) = tmp_path.glob("*.pt")
     for content in (b"", b"no model", path.read_bytes()[:5000]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"--cache_dir: .*{path.name}' is damaged"):
-            train_gpt.base_model(config)
-
-
-def test_before_is_the_untouched_base_model(cache_dir, tmp_path):
-    """Catches a comparison whose `base` has already been through a warm start."""
-    runs = []
-    for method in ("sdpo", "sft_then_sdpo"):
-        flags = {"warm_start_steps": 3} if method != "sdpo" else {}
-        config = quick_config(cache_dir, tmp_path, method, out_dir=str(tmp_path / method), **flags)
-        runs.append(train_gpt.run(config, quiet=True))
-    assert runs[0]["before"] == runs[1]["before"]
-
-
-def test_an_external_teacher_is_the_checkpoint_that_is_named(cache_dir, tmp_path):
-    """Catches a teacher that is another model than the one asked for."""
-    train_gpt.run(quick_config(cache_dir, tmp_path, out_dir=str(tmp_path / "a")), quiet=True)
-    flags = {"teacher": "external", "external_teacher": str(tmp_path / "a")}
-    config = quick_config(cache_dir, tmp_path, out_dir=str(tmp_path / "b"), **flags)
-    student, _ = train_gpt.base_model(config)
-    teacher = train_gpt.make_teacher(config, train_gpt.make_task(config), student)
-    saved = torch.load(tmp_path / "a" / "student.pt", weights_only=True)["weights"]
-    assert torch.equal(teacher.model.head.weight, saved["head.weight"])
-    assert not torch.equal(student.head.weight, saved["head.weight"])
-
-
-@pytest.mark.parametrize("name", train_gpt.EXTERNAL_BASES)
-def test_an_external_base_model_is_one_for_all_seeds(name, cache_dir, tmp_path):
-    """Catches seeds that each pretrain a teacher of their own, and one that a student starts as."""
-    flags = {"teacher": "external", "external_teacher": name, "context": "none"}
-    paths = []
-    for seed in (1, 2):
-        config = quick_config(cache_dir, tmp_path, seed=seed, **flags)
-        paths += [train_gpt.base_path(*base) for base in train_gpt.bases_of(config)]
-    (own, teacher), (other, same) = paths[:2], paths[2:]
-    assert teacher == same and len({own, other, teacher}) == 3
-
-
-def test_compare_writes_means_and_intervals_over_seeds(cache_dir, tmp_path, monkeypatch):
-    """Catches an interval over completions instead of seeds, and jobs that no worker can take."""
-    pool = train_gpt.ProcessPoolExecutor  # of one worker: a second one costs more than the runs
-    monkeypatch.setattr(train_gpt, "ProcessPoolExecutor", lambda n, *a, **kw: pool(1, *a, **kw))
-    flags = dataclasses.asdict(quick_config(cache_dir, tmp_path, steps=1))
-    keep = ("steps", "batch_size", "group_size", "max_new_tokens", "pretrain_steps")
-    keep += ("eval_problems", "world", "cache_dir", "train_problems")
-    folder = tmp_path / "compare"
-    result = train_gpt.compare(
-        ["base", "sdpo"], {k: flags[k] for k in keep}, seeds=[3, 4], folder=folder, workers=2
-    )
-    assert (folder / "compare.png").stat().st_size > 0
-    assert json.loads((folder / "compare.json").read_text()) == result
-    runs = [json.loads((folder / f"sdpo-{s}" / "summary.json").read_text()) for s in (3, 4)]
-    values = [run["after"]["fresh"]["completion_tokens"] for run in runs]
-    cell = result["methods"]["sdpo"]["fresh"]["completion_tokens"]
-    assert cell["mean"] == pytest.approx(sum(values) / 2) and cell["n"] == 2
-    assert set(result["methods"]) == {"base", "sdpo"}
-    written = (folder / "compare.png").stat().st_mtime_ns
-    again = train_gpt.compare(["base", "sdpo"], {k: flags[k] for k in keep}, [3, 4], folder, 1)
-    assert again == result and (folder / "compare.png").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="holds a comparison"):
-        train_gpt.compare(["base", "sdpo"], {k: flags[k] for k in keep}, [3], folder, 1)
-
-
-def test_interval_is_student_t_over_the_values():
-    """Catches the normal quantile, which makes intervals of five seeds too narrow by a third."""
-    cell = train_gpt.mean_and_interval([1.0, 2.0, 3.0])  # sd 1, t(2) = 4.303, / sqrt 3
-    assert cell["mean"] == 2.0
-    assert cell["high"] - 2.0 == pytest.approx(4.303 / 3**0.5) == 2.0 - cell["low"]
-    assert train_gpt.mean_and_interval([1.0])["low"] is None
+            base.base_model(toy_tasks.World(), 0, **how)
 
 
 # Bad input ----------------------------------------------------------------------------------------
 
-BAD = [
-    (["--method", "sdpa"], "--method", "grpo"),
-    (["--context", "hint"], "--context", "solution"),
-    (["--steps", "0"], "--steps", "1 or more"),
-    (["--steps", "x"], "--steps", "int"),
-    (["--learning_rate", "-1"], "--learning_rate", "above 0"),
-    (["--learning_rate", "nan"], "--learning_rate", ""),
-    (["--teacher_update_rate", "-0.1"], "--teacher_update_rate", "0 to 1"),
-    (["--device", "tpu"], "--device", "cpu"),
-    (["--group_size", "3"], "--group_size", "divisor"),
-    (["--world", "persona=1"], "--world", "persona_rate"),
-    (["--world", "persona_rate=2"], "persona_rate", "0 to 1"),
-    (["--rules", "12"], "--rules", "digits"),
-    (["--rules", "3"], "--context", "rule"),
-    (["--context", "rule", "--rules", ","], "--rules", "numbers"),
-    (["--world", "operators=+-", "--train_operators", "*"], "--train_operators", "+ -"),
-    (
-        ["--train_problems", "51", "--world", "operators=+,max_operations=1"],
-        "--train_problems",
-        "0 to 50",
-    ),
-    (["--loss", "sampled_token", "--student_frac", "0.5"], "--student_frac", "1 with"),
-    (["--loss", "sequence_kl", "--temperature", "2"], "--temperature", "1 with"),
-    (["--student_frac", "0.02"], "--student_frac", "1/16"),
-    (["--loss", "top_k_reverse_kl", "--top_k", "100"], "--top_k", "1 to 31"),
-    (["--method", "rlvr_teacher", "--group_size", "1"], "--group_size", "2 or more"),
-    (["--method", "rlvr_teacher", "--context", "feedback"], "--context", "own completions"),
-    (["--method", "sft_then_sdpo", "--context", "sibling"], "--context", "own completions"),
-    (
-        ["--teacher", "external", "--external_teacher", "nowhere"],
-        "--external_teacher",
-        "student.pt",
-    ),
-    (["--seed", "99999999999999999999"], "--seed", "2^63"),
-    (["--device", "cpu:x"], "--device", "cuda:0"),
-    (["--seeds", "5"], "--seeds", "with --compare"),
-    (["--compare", "sdpo", "--threads", "2"], "--threads", "without --compare"),
-    (["--context", "none"], "--context", "zero by construction"),
-    (["--method", "grpo", "--group_size", "1"], "--group_size", "2 or more"),
-    (
-        ["--top_k_tail", "renormalised", "--top_k", "1", "--loss", "top_k_reverse_kl"],
-        "--top_k",
-        "2",
-    ),
-    (["--compare", "base"], "--compare", "beside"),
-    (["--compare", "sdpo", "nope"], "--compare", "sdpo"),
-    (["--compare", "sdpo", "--seeds", "0"], "--seeds", "1 or more"),
-    (["--stepz", "3"], "--stepz", ""),
-    (["--steps=--"], "--steps", "a value"),
-    (["two\nlines"], "two lines", ""),
-    (["--max_new_tokens", "99999999999"], "--max_new_tokens", "below 2^31"),
-    (["--threads", "5000"], "--threads", "0 to 1024"),
-    (["--world", "max_operations=1000"], "max_operations", "1 to 100"),
-    (["--compare", "sdpo", "--seeds", "99999999999"], "--seeds", "at most 1000"),
+BAD = [  # a command line, what is named, what is said to be allowed
+    ("--method sdpa", "--method: 'sdpa'", "list, sft"),
+    ("--divergence kl", "--divergence: 'kl'", "reverse_kl"),
+    ("--credit x", "--credit: 'x'", "averaged"),
+    ("--token_weights x", "--token_weights: 'x'", "correct_only, first"),
+    ("--advantage x", "--advantage: 'x'", "group_without_std"),
+    ("--teacher x", "--teacher: 'x'", "trust_region"),
+    ("--reduction x", "--reduction: 'x'", "token_mean"),
+    ("--off_policy x", "--off_policy: 'x'", "data"),
+    ("--top_k_support x", "--top_k_support: 'x'", "union"),
+    ("--top_k_tail x", "--top_k_tail: 'x'", "bucket, naive"),
+    ("--task x", "--task: 'x'", "arithmetic"),
+    ("--context hint", "--context: 'hint'", "solution"),
+    ("--steps 0", "--steps: 0", "1 to"),
+    ("--steps x", "--steps: 'x'", "a whole number"),
+    ("--steps=--", "--steps=--", "a value"),
+    ("--stepz 3", "--stepz", ""),
+    ("--deterministic=3", "--deterministic", ""),
+    ("--seed 99999999999999999999", "--seed", "below 2^63"),
+    ("--max_new_tokens 99999999999", "--max_new_tokens", "2147483647"),
+    ("--threads 5000", "--threads", "0 to 1024"),
+    ("--learning_rate -1", "--learning_rate: -1.0", "above 0"),
+    ("--learning_rate nan", "--learning_rate: 'nan'", "a finite number"),
+    ("--teacher_update_rate -0.1", "--teacher_update_rate", "0 to 1"),
+    ("--teacher snapshot --teacher_every 0", "--teacher_every: 0", "1 or more"),
+    ("--kl_coef -1", "--kl_coef: -1.0", "0 to"),
+    ("--adapt_steps -1", "--adapt_steps: -1", "0 to"),
+    ("--token_weights first --token_share 2", "--token_share: 2.0", "above 0, to 1"),
+    ("--divergence jensen_shannon --teacher_weight 1", "--teacher_weight: 1.0", "between 0 and 1"),
+    ("--divergence clipped_forward_kl --clip 0", "--clip: 0.0", "above 0"),
+    ("--divergence top_k_reverse_kl --top_k 100", "--top_k: 100", "1 to the vocabulary 31"),
+    ("--divergence top_k_reverse_kl --top_k_tail renormalised --top_k 1", "--top_k: 1", "2 or"),
+    ("--device tpu", "--device: 'tpu'", "cpu"),
+    ("--device cpu:x", "--device: 'cpu:x'", "cpu"),
+    ("--group_size 3", "--group_size: 3", "divisor"),
+    ("--method grpo --group_size 1", "--group_size: 1", "2 or more"),
+    ("--method rlvr_teacher --group_size 1", "--group_size: 1", "2 or more"),
+    ("--world persona=1", "--world: 'persona'", "persona_rate"),
+    ("--world persona_rate=2", "persona_rate: 2", "0 to 1"),
+    ("--world max_operations=1000", "max_operations: 1000", "1 to 100"),
+    ("--rules 12", "--rules: '12'", "digits"),
+    ("--rules 3", "--context: 'solution'", "rule"),
+    ("--context rule --rules ,", "--rules: ','", "numbers"),
+    ("--world operators=+- --train_operators *", "--train_operators", "+ -"),
+    ("--train_problems 51 --world operators=+,max_operations=1", "--train_problems: 51", "0 to 50"),
+    ("--credit sampled --student_frac 0.5", "--credit: 'sampled'", "--student_frac is 1"),
+    ("--credit sequence --temperature 2", "--temperature: 2.0", "1 with"),
+    ("--student_frac 0.02", "--student_frac: 0.02", "1/16"),
+    ("--context none", "--context: 'none'", "teacher and student are one"),
+    ("--init there", "--init: 'there'", "only with --data"),
+    ("--shard", "--shard: True", "several processes"),
+    ("--resume nowhere", "--resume: 'nowhere'", "a run's folder"),
+    ("--resume nowhere --steps 3", "--steps", "not with --resume"),
+    ("--compare sdpo grpo", "--compare", "python -m lab.compare"),
+    ("--claim suppression", "--claim", "python -m lab.claims"),
+    ("--inspect 3*7", "--inspect", "python -m lab.microscope"),
+    ("--list_methods", "--list_methods", "--method list"),
+    ("--loss=reverse_kl", "--loss", "--divergence NAME and --credit NAME"),
+    ("--only_correct", "--only_correct", "--token_weights correct_only"),
+]
+# What is found out with the task and the models, after a moment of pretraining.
+LATE = [
+    ("--method rlvr_teacher --context feedback", "--context: 'feedback'", "own completions"),
+    ("--method sft_then_sdpo --context sibling", "--context: 'sibling'", "own completions"),
+    ("--method sft --context feedback", "--context: 'feedback'", "own completions"),
+    ("--method grpo --student_context sibling", "--context: 'sibling'", "own completions"),
+    ("--teacher external --external_teacher nowhere", "--external_teacher", "nowhere/student.pt"),
 ]
 
 
-@pytest.mark.parametrize("arguments, named, allowed", BAD, ids=str)
+@pytest.mark.parametrize("line, named, allowed", [*BAD, *LATE], ids=str)
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments, named, allowed, capsys, tmp_path, monkeypatch
+    line, named, allowed, cache_dir, capsys, tmp_path, monkeypatch
 ):
-    """Catches a traceback, or a message that does not say what is allowed."""
+    """Catches a traceback, a message that does not say what is allowed, and a folder left over."""
     monkeypatch.chdir(tmp_path)
+    tiny = words(**QUICK, cache_dir=cache_dir) if (line, named, allowed) in LATE else []
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py", *tiny, *line.split()])
     with pytest.raises(SystemExit) as stop:
-        train_gpt.main(arguments)
+        flags.run_main("train_gpt.py", train_gpt.main)
     error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.count("\n") == 1 and named in error and allowed in error
-    assert not (tmp_path / "out" / "sdpo-0").exists()
+    assert stop.value.code == 2 and error.count("\n") == 1, error
+    assert f"error: {named}" in error or f"{named}" in error.partition(";")[0]
+    assert allowed in error
+    assert not list(tmp_path.glob("out/*-0"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_cuda_is_refused():
     """Catches a late failure deep inside PyTorch."""
     with pytest.raises(ValueError, match="--device: 'cuda'; allowed here: auto, cpu"):
-        train_gpt.pick_device("cuda")
+        storage.pick_device("cuda")
 
 
-def test_a_folder_with_something_else_is_left_alone(cache_dir, tmp_path):
-    """Catches results that are overwritten by a run with other settings."""
-    config = quick_config(cache_dir, tmp_path)
-    train_gpt.run(config, quiet=True)
-    content = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
-    with pytest.raises(ValueError, match=r"--steps 2 instead of 3"):
-        train_gpt.run(dataclasses.replace(config, steps=3), quiet=True)
-    assert content == {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    for name, reason in (("file", "is a file"), ("other", "holds other files")):
-        with pytest.raises(ValueError, match=f"--out_dir.*{reason}"):
-            train_gpt.run(dataclasses.replace(config, out_dir=str(tmp_path / name)), quiet=True)
-    assert (
-        (tmp_path / "file").read_text() == (tmp_path / "other" / "notes.txt").read_text() == "mine"
-    )
+FLAT = [
+    ("grpo", {"kl_coef": 0.0}, "all rewards are equal"),
+    ("sdft", {}, "no completion of a batch has a privileged context"),
+    ("sdpo", {"teacher_update_rate": 0.0}, "--teacher_update_rate 0: the ema teacher never moves"),
+    ("sdpo", {"teacher": "snapshot"}, "--teacher_every 25: no snapshot is taken"),
+]
 
 
-def test_flat_signals_are_warned_of_once(cache_dir, tmp_path, capsys):
+@pytest.mark.parametrize("method, change, said", FLAT, ids=str)
+def test_flat_signals_are_warned_of_once(method, change, said, cache_dir, tmp_path, capsys):
     """Catches a run that silently learns nothing."""
-    for name, method, flags, words in (
-        ("a", "grpo", {"kl_coef": 0.0}, "all rewards are equal"),
-        ("b", "sdft", {}, "no completion of a batch has a privileged context"),
-        ("c", "sdpo", {"teacher_update_rate": 0.0}, "never moves"),
-        ("d", "sdpo", {"teacher": "snapshot"}, "no snapshot is taken"),
-    ):
-        out_dir = str(tmp_path / name)
-        config = quick_config(cache_dir, tmp_path, method, steps=5, out_dir=out_dir, **flags)
-        train_gpt.run(config, quiet=True)
-        assert capsys.readouterr().err.count(words) == 1
+    run(tmp_path / "run", cache_dir, method=method, steps=5, **change)
+    assert capsys.readouterr().err.count(said) == 1
 
 
 # The command line as a user meets it --------------------------------------------------------------
 
 
 def test_a_whole_run_from_the_command_line(cache_dir, tmp_path, monkeypatch, capsys):
-    """Catches a break in what a newcomer sees: checks, log line, table, samples, paths."""
-    flags = ["--steps", "5", "--batch_size", "16", "--pretrain_steps", "2", "--eval_problems", "8"]
-    flags += ["--cache_dir", cache_dir, "--world", EASY_WORLD, "--max_new_tokens", "8"]
-    flags += ["--threads", "1"]
-    command = [sys.executable, str(ROOT / "train_gpt.py"), *flags]
-    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    for words in (
-        "ok   KL of the student to itself is 0",
-        "KL(s||t)",
-        "accuracy",
-        "before",
-        "after",
-    ):
-        assert words in first.stdout
-    assert "out/sdpo-0/curves.png" in first.stdout
+    """Catches a break in what a newcomer sees: four lines, log, wrong answers, table, files."""
+    given = words(**QUICK | {"steps": 5, "batch_size": 16}, cache_dir=cache_dir)
+    base.base_model(toy_tasks.parse_world(EASY_WORLD), 0, steps=2, cache_dir=cache_dir)
+    done = subprocess.run([*COMMAND, *given], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("sdpo (Huebotter et al. 2601.20802): student writes, EMA teacher")
+    assert lines[1] == ("0.10M parameters, 16 problems, 5 steps of 16 completions (4 problems x 4)"
+                        ", device auto, seed 0 -> out/sdpo-0")
+    assert lines[2].startswith("changed: steps=5 ") and "pretrain_steps=2" in lines[2]
+    assert "batch_size=16" in lines[2] and "learning_rate" not in lines[2]
+    assert lines[3].startswith("checks: ") and lines[3].count(" ok") == 5
+    assert lines[4] == report.UNITS and lines[5] == report.HEADER
+    assert len(lines[6]) == len(report.HEADER) and lines[6].startswith("    1 ")
+    assert sum(line.startswith("    wrong: ") for line in lines) == 9  # of three evaluations
+    summary = json.loads((tmp_path / "out/sdpo-0/summary.json").read_text())
+    table = report.before_after_table(summary)
+    assert table in done.stdout and "out/sdpo-0/curves.png" in done.stdout
+    assert "On fresh problems the model now" in done.stdout
     assert (tmp_path / "out/sdpo-0/curves.png").stat().st_size > 10_000
+
+    # The same command shows it again, another one is refused.
     monkeypatch.chdir(tmp_path)
-    train_gpt.main(flags)
-    assert "already holds this run" in capsys.readouterr().out
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/sdpo-0").iterdir()}
+    train_gpt.main(given)
+    again = capsys.readouterr().out
+    assert "already holds this run" in again and table in again and "NOTE" not in again
+    monkeypatch.setattr(storage, "code_version", lambda: "another")
+    train_gpt.main(given)
+    assert "NOTE: the code has changed since" in capsys.readouterr().out
+    assert written == {p: p.stat().st_mtime_ns for p in (tmp_path / "out/sdpo-0").iterdir()}
+    refused = subprocess.run([*COMMAND, *given, "--learning_rate", "0.1"], capture_output=True,
+                             text=True, cwd=tmp_path)
+    assert refused.returncode == 2 and not refused.stdout
+    assert refused.stderr.startswith("train_gpt.py: error: --out_dir: 'out/sdpo-0' holds a run")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_the_methods_are_listed(capsys):
+    """Catches a list that begins a run, or lacks a row."""
+    train_gpt.main(["--method", "list"])
+    assert capsys.readouterr().out.strip() == report.method_table(METHODS)
+
+
+def test_help_has_four_groups_and_every_setting_once(capsys, monkeypatch):
+    """Catches a setting that the command line does not reach, or a flag without a word."""
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
-        train_gpt.main([*flags, "--learning_rate", "0.1"])
-    said = capsys.readouterr()
-    assert stop.value.code == 2 and said.err.count("\n") == 1 and not said.out
+        train_gpt.main(["--help"])
+    assert stop.value.code == 0
+    usage, text = capsys.readouterr().out.split("\n\n", 1)
+    assert len(usage.splitlines()) == 2 and max(map(len, text.splitlines())) <= 100
+    groups = {"run": train_gpt.Run, "method": Method, "toy": toy_tasks.Toy,
+              "checkpoint": hf.Checkpoint}
+    titles = [line[:-1] for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["options", *groups]
+    for name, kind in groups.items():
+        part = text.partition(f"\n{name}:\n")[2].partition("\n\n")[0]
+        found = [line.split()[0].strip(",") for line in part.splitlines() if line[2:4] == "--"]
+        hidden = {"source", "target"}  # words, and a tuple: in the table alone
+        assert found == [f"--{f.name}" for f in dataclasses.fields(kind) if f.name not in hidden]
+        described = flags.comments_of(kind)
+        assert all(described.get(flag[2:]) for flag in found)
 
 
 def test_the_readme_has_the_method_table_that_the_code_prints():
     """Catches a table in the README that no longer is what the code does."""
-    assert train_gpt.method_table() in (ROOT / "README.md").read_text()
+    assert report.method_table(METHODS) in (ROOT / "README.md").read_text()
 
 
-def test_every_field_is_a_flag_and_the_row_gives_way_to_it():
-    """Catches a setting that the command line does not reach, and a row that beats a flag."""
-    flags = {a.dest for a in train_gpt.make_parser()._actions}
-    assert {f.name for f in dataclasses.fields(TrainConfig)} <= flags
-    assert method_config({"method": "sdpo"}).teacher == "ema"
-    assert method_config({"method": "sdpo", "teacher": "live"}).teacher == "live"
-
-
-def test_the_library_needs_neither_the_toy_nor_more_than_torch():
-    """Catches an import that ties minisd to the toy world or to optional packages."""
-    code = "import sys, minisd; print(*{m.split('.')[0] for m in sys.modules})"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    loaded = set(out.stdout.split())
-    others = {"transformers", "safetensors", "huggingface_hub", "matplotlib"}
-    assert not loaded & {"toy_tasks", "train_gpt", *others}
-
-
-def test_no_public_name_of_the_library_is_undocumented():
-    """Catches a function that a reader meets without a word about shapes and units."""
-    text = Path(minisd.__file__).read_text()
-    public = [getattr(minisd, n) for n in re.findall(r"^(?:def|class) (\w+)", text, re.M)]
-    assert all(item.__doc__ for item in public)
-
-
-def test_a_small_share_of_students_passes_the_start_up_checks(cache_dir, tmp_path):
+def test_a_small_share_of_students_passes_the_start_up_checks(cache_dir, tmp_path, capsys):
     """Catches checks that validate their own smaller batch instead of the run's settings."""
-    config = quick_config(cache_dir, tmp_path, "gkd", batch_size=64, student_frac=0.125)
-    task = train_gpt.make_task(config)
-    student = train_gpt.initial_model(config)[0]
-    assert all(passed for _, passed, _ in train_gpt.start_up_checks(config, task, student))
+    share = {"method": "gkd", "batch_size": 64, "student_frac": 0.0625, "steps": 1}
+    run(tmp_path / "run", cache_dir, **share)
+    assert "checks: untrained loss is log V ok" in capsys.readouterr().out
 
 
-def test_without_git_the_commit_is_unknown(cache_dir, tmp_path, monkeypatch):
+def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     """Catches a run that dies because git is not installed."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    record = train_gpt.record(quick_config(cache_dir, tmp_path))
-    assert record["git_commit"] == "unknown"
-
-
-def test_damaged_results_are_named(cache_dir, tmp_path, capsys):
-    """Catches a traceback, or an error without a file, from half a summary."""
-    config = quick_config(cache_dir, tmp_path)
-    train_gpt.run(config, quiet=True)
-    for content in ("", "{}", "[]"):
-        (config.folder / "summary.json").write_text(content)
-        with pytest.raises(ValueError, match=r"summary\.json' is damaged"):
-            train_gpt.run(config, quiet=True)
-
-
-def test_a_failed_run_of_a_comparison_is_named():
-    """Catches an error that leaves the reader to guess which of the runs it was."""
-    future = Future()
-    future.set_exception(ValueError("loss nan"))
-    with pytest.raises(ValueError, match=r"^grpo, seed 3: loss nan$"):
-        train_gpt.result_of(future, "grpo", 3)
-
-
-def test_a_stopped_pool_begins_no_further_work(tmp_path):
-    """Catches workers that go on with the queue after Ctrl-C."""
-    refused = pytest.raises(train_gpt.Interrupted, match="the same command goes on")
-    with refused, train_gpt.worker_pool(1) as pool:
-        futures = [pool.submit(time.sleep, 0.2) for _ in range(40)]
-        raise train_gpt.Interrupted(signal.SIGINT)
-    assert sum(future.cancelled() for future in futures) > 30
+    assert storage.record(CPU)["git_commit"] == "unknown"

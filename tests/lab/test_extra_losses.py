@@ -41,7 +41,6 @@ from minisd import (
 P3, Q3 = (0.5, 0.3, 0.2), (0.3, 0.2, 0.5)
 LOSSES = {f"{u}_{a}": top_k(u, a) for u in SUPPORTS for a in TAILS}
 LOSSES["clipped_forward_kl"] = lambda s, t: clipped_forward_kl(s, t, 0.05)
-REFUSED = "renormalised refuses by the support of the batch, where top_k is 2 or more as well"
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -181,8 +180,6 @@ def test_the_row_of_the_clip_takes_it_from_the_method():
 @pytest.mark.parametrize("case", CASES)
 def test_losses_of_extreme_logits_give_finite_values_and_gradients(case, dtype, name):
     """0 * log 0, inf - inf, or an overflow on the way back."""
-    if (name, case) == ("intersection_renormalised", "teacher forbids"):
-        pytest.xfail(REFUSED)
     s, t = (x.to(dtype) for x in extreme(case))
     s.requires_grad_()
     value = LOSSES[name](s, t)
@@ -194,12 +191,15 @@ def test_losses_of_extreme_logits_give_finite_values_and_gradients(case, dtype, 
 @pytest.mark.parametrize("support", ["student", "teacher", "intersection"])
 def test_renormalising_a_single_token_is_refused(support):
     """A loss that is 0 by construction."""
+    row = minisd.DIVERGENCES["top_k_reverse_kl"]
+    settings = {"top_k_tail": "renormalised", "top_k_support": support}
     with pytest.raises(ValueError, match="allowed: 2 or more"):
-        top_k(support, "renormalised", 1)(random_logits(1), random_logits(1))
-    top_k("union", "renormalised", 1)(random_logits(1), random_logits(2))
+        row(random_logits(1), random_logits(2), Method(top_k=1, **settings))
+    row(random_logits(1), random_logits(2), Method(top_k=2, **settings))
+    settings["top_k_support"] = "union"
+    row(random_logits(1), random_logits(2), Method(top_k=1, **settings))
 
 
-@pytest.mark.xfail(reason=REFUSED, strict=True)
 def test_renormalising_two_tokens_is_never_refused():
     """A check of the logits instead of the setting: training stops at the first unlucky batch."""
     s, t = logits_of(*P3), logits_of(*Q3)  # {0, 1} and {2, 0} share token 0
@@ -212,7 +212,9 @@ def test_renormalising_two_tokens_is_never_refused():
 
 def scored(world, **settings):
     terms = [(1.0, world.teacher, world.teacher_prompts)]
-    return score(Method(**settings), world.student, terms, world.batch())
+    # A credit that needs both leaves the gradient of both to the tests.
+    method = Method(**{"credit": "sequence", **settings})
+    return score(method, world.student, terms, world.batch())
 
 
 @pytest.mark.parametrize("support", SUPPORTS)

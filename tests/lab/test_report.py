@@ -58,7 +58,7 @@ def test_what_differs_is_said(change, said):
 
 @pytest.mark.parametrize("table, field", [
     ("DIVERGENCES", "divergence"), ("CREDITS", "credit"), ("TOKEN_WEIGHTS", "token_weights"),
-    ("ADVANTAGES", "advantage"), ("WEIGHTS", "teacher"), ("REDUCTIONS", "reduction"),
+    ("ADVANTAGES", "advantage"), ("TEACHERS", "teacher"), ("REDUCTIONS", "reduction"),
 ])
 def test_a_new_row_is_shown_under_its_name(table, field, monkeypatch):
     """Catches a table that fails, or is silent, on what a reader has added."""
@@ -104,6 +104,7 @@ def test_log_lines_stand_below_their_headings(tmp_path, capsys):
     for _ in range(16):
         log.step(row)
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0) == report.UNITS
     assert [i for i, line in enumerate(lines) if line == report.HEADER] == [0, 16]
     assert len(lines[0]) == len(lines[1]) <= 100
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -234,13 +235,13 @@ def test_samples_are_the_same_problems_of_rising_length():
     examples = [SimpleNamespace(prompt="x" * n, answer=n) for n in (5, 1, 4, 2, 3)]
     runs = [Evaluation({}, examples, [f"{w}{e.answer}" for e in examples], [0.0] * 4 + [1.0])
             for w in "ba"]
-    rows = report.samples(report.chosen(runs[0]), runs[1])
+    rows = report.samples(report.chosen(runs[0], None), runs[1])
     assert [row["answer"] for row in rows] == ["2", "3", "4"]
     assert all(row["before"] == f"b{row['answer']}" for row in rows)
     assert [row["after_right"] for row in rows] == [False, True, False]
     plain = Evaluation({}, ["ab", "cde"], ["b", "e"], [0.0, 0.0])
-    assert report.chosen(plain)[0]["prompt"] == "ab"
     task = SimpleNamespace(reference=lambda example, rng: example[::-1])
+    assert report.chosen(plain, task)[0]["answer"] == "ba"
     assert report.failures(plain, task)[1].endswith("cdee   (expected edc)")
     assert len(report.failures(runs[0], task)) == 3
 

@@ -1,17 +1,17 @@
 """Kills runs with SIGKILL, resumes them and compares the end with that of uninterrupted runs.
 
-    python tests/kill_and_resume.py              # 20 kills, minutes; exit code 1 if one differs
-    python tests/kill_and_resume.py --seed 1     # other moments
+python -m lab.kill_and_resume              # 20 kills, minutes; exit code 1 if one differs
+python -m lab.kill_and_resume --seed 1     # other moments
 
 A run is killed at a random moment of its pretraining, of saving, of evaluating, of drawing, or of
 the whole: a thread in the process waits until the phase begins for the n-th time, then a random
 part of the seconds that the phase took in the uninterrupted run, and sends the signal.
 """
 
-import argparse
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -19,31 +19,36 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lab import base, evaluation, report, storage
+from lab.flags import OneLineParser, run_main
+
 ROOT = Path(__file__).parent.parent
-# Phase: the function of train_gpt that is it. `save_tensors` writes checkpoints, base and student.
-PHASES = {
-    "pretraining": "pretrain",
-    "saving": "save_tensors",
-    "evaluating": "evaluate_all",
-    "drawing": "draw_curves",
-    "anywhere": "main",
+PHASES: dict[str, tuple[Any, str]] = {  # the function that it is; "anywhere" is the whole command
+    "pretraining": (base, "pretrain"),
+    "saving": (storage, "save_tensors"),  # checkpoints, base and student
+    "evaluating": (evaluation, "evaluate_all"),
+    "drawing": (report, "draw_curves"),
+    "anywhere": (runpy, "run_path"),
 }
-FLAGS = "--world operators=+,max_operations=2 --pretrain_steps 40 --steps 12 --save_every 2 "
-FLAGS += "--eval_every 3 --batch_size 8 --group_size 4 --eval_problems 8 --max_new_tokens 12"
-FLAGS += " --learning_rate 0.01 --threads 1"
+FLAGS = (
+    "--world operators=+,max_operations=2 --pretrain_steps 40 --steps 12 --save_every 2 "
+    "--eval_every 3 --batch_size 8 --group_size 4 --eval_problems 8 --max_new_tokens 12 "
+    "--learning_rate 0.01 --threads 1"
+)
 RUNS = (
     "--method sdpo --teacher_update_rate 0.3",
     "--method grpo --updates_per_batch 2",
     "--method sft_then_sdpo --warm_start_steps 3 --teacher trust_region --teacher_update_rate 0.3",
     "--method rlvr_teacher --adapt_steps 3 --train_problems 0",
 )
-TIMES = {  # keys of metrics.jsonl and summary.json that no two runs have in common
-    *("tokens_per_s", "step_ms", "pretrain_s", "train_s", "wall_s")
-}
+# Keys of metrics.jsonl and summary.json that no two runs have in common.
+TIMES = {"tokens_per_s", "step_ms", "pretrain_s", "train_s", "wall_s"}
 
 
 def outcome(folder: Path) -> dict:
@@ -59,21 +64,18 @@ def outcome(folder: Path) -> dict:
     }
 
 
-def child(arguments: list[str], phase: str, call: int, delay_s: float) -> None:
-    """train_gpt.main in this process, which kills itself delay_s after the phase's n-th beginning.
+def child(arguments: list[str], phase: str = "", call: int = 0, delay_s: float = 0.0) -> None:
+    """The command in this process, which kills itself delay_s after the phase's n-th beginning.
 
     Without a phase: writes the seconds of every call of every phase to standard output at the end.
     """
-    sys.path.insert(0, str(ROOT))
-    import train_gpt
-
-    seconds = {name: [] for name in PHASES}
+    seconds: dict[str, list[float]] = {name: [] for name in PHASES}
 
     def kill() -> None:
         time.sleep(delay_s)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def watched(name, function):
+    def watched(name: str, function: Callable) -> Callable:
         def call_and_measure(*args, **kwargs):
             if name == phase and len(seconds[name]) == call:
                 threading.Thread(target=kill, daemon=True).start()
@@ -85,15 +87,17 @@ def child(arguments: list[str], phase: str, call: int, delay_s: float) -> None:
 
         return call_and_measure
 
-    for name, function in PHASES.items():
-        setattr(train_gpt, function, watched(name, getattr(train_gpt, function)))
-    train_gpt.main(arguments)
+    for name, (module, function) in PHASES.items():
+        setattr(module, function, watched(name, getattr(module, function)))
+    sys.argv = ["train_gpt.py", *arguments]
+    runpy.run_path(str(ROOT / "train_gpt.py"), run_name="__main__")
     print(json.dumps(seconds))
 
 
 def start(arguments: list[str], *kill_at) -> subprocess.CompletedProcess:
-    command = [sys.executable, __file__, "--child", json.dumps([arguments, *kill_at])]
-    return subprocess.run(command, capture_output=True, text=True)
+    words = [sys.executable, "-m", "lab.kill_and_resume"]
+    words += ["--child", json.dumps([arguments, *kill_at])]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
 
 
 def trial(i: int, rng: random.Random, references: list, folder: Path) -> str:
@@ -102,17 +106,17 @@ def trial(i: int, rng: random.Random, references: list, folder: Path) -> str:
     phase = list(PHASES)[i // len(RUNS) % len(PHASES)]
     call = rng.randrange(len(seconds[phase]))
     delay_s = rng.uniform(0, seconds[phase][call])
-    base = folder / "base"
+    base_folder = folder / "base"
     if phase != "pretraining":
-        shutil.copytree(cache, base)
+        shutil.copytree(cache, base_folder)
         if phase == "saving":  # the first calls of the uninterrupted run saved base models
-            call = rng.randrange(len(seconds[phase]) - len(list(cache.iterdir())))
+            call = rng.randrange(len(seconds[phase]) - len(list(cache.glob("*.pt"))))
     out = str(folder / "run")
-    arguments = [*flags, "--out_dir", out, "--cache_dir", str(base)]
+    arguments = [*flags, "--out_dir", out, "--cache_dir", str(base_folder)]
     while (killed := start(arguments, phase, call, delay_s)).returncode == 0:
         shutil.rmtree(folder / "run")  # it had ended before the signal: again, and sooner
         if phase == "pretraining":
-            shutil.rmtree(base)
+            shutil.rmtree(base_folder)
         delay_s /= 2
     where = f"{phase}, call {call + 1}, {1000 * delay_s:.0f} ms"
     if killed.returncode != -signal.SIGKILL:
@@ -128,24 +132,23 @@ def trial(i: int, rng: random.Random, references: list, folder: Path) -> str:
     return f"{'DIFFERENT ' + ', '.join(differing) if differing else 'same'}: {where}; {how}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def main(argv: list[str]) -> None:
+    parser = OneLineParser(prog="python -m lab.kill_and_resume", description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--trials", type=int, default=20, help="kills (default: 20)")
+    parser.add_argument("--child", type=json.loads, default=None, help="for its own use")
+    options = parser.parse_args(argv)
     if options.child:
-        arguments, *kill_at = options.child
-        return child(arguments, *(kill_at or ("", 0, 0.0)))
+        return child(*options.child)
     rng, passed = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as name:
         scratch, references = Path(name), []
         for i, run in enumerate(RUNS):
-            flags, folder = (FLAGS + " " + run).split(), scratch / f"reference-{i}"
+            flags, folder = f"{FLAGS} {run}".split(), scratch / f"reference-{i}"
             where = ["--out_dir", str(folder / "run"), "--cache_dir", str(folder / "base")]
             done = start([*flags, *where])
             if done.returncode:
-                sys.exit(f"uninterrupted run failed: {done.stderr[-500:]}")
+                raise ValueError(f"uninterrupted run failed: {done.stderr[-500:]}")
             seconds = json.loads(done.stdout.splitlines()[-1])
             references.append((flags, outcome(folder / "run"), seconds, folder / "base"))
         for i in range(options.trials):
@@ -157,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main("python -m lab.kill_and_resume", main)

@@ -1,0 +1,500 @@
+"""Speed and memory, each figure beside the limit that it is compared with.
+
+python -m lab.benchmark                      # all sections, five minutes
+python -m lab.benchmark step sampling        # these two; older ones stay in the file
+python -m lab.benchmark --quick              # smaller and fewer, to see that everything runs
+
+Writes benchmark.md and scaling.png into --out_dir. What is compared runs side by side in one
+process, in alternation, on one thread; times are medians of the CPU seconds of that process, which
+other work on the machine does not add to (it can slow them a little: trust the ratios).
+"""
+
+import argparse
+import contextlib
+import copy
+import functools
+import json
+import math
+import os
+import platform
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+import minisd
+from lab import base, hf
+from lab.evaluation import evaluate
+from lab.flags import OneLineParser, run_main
+from lab.report import save_figure
+from lab.runs import ROOT, in_parallel
+from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Prompts, Sizes, Teacher
+from toy_tasks import ToyTask, World
+
+PROMPT_TOKENS = 12  # of random prompts; about that of the toy's
+SHAPES = {  # name: shape, batch sizes, new tokens, and the aim against transformers
+    "4 layers, width 256": (
+        GPTConfig(4096, n_layers=4, width=256, head_dim=64, mlp_width=704), (32, 128), 64, 1.5),
+    "Qwen3 form, 100M": (GPTConfig(
+        32_000, n_layers=12, width=768, n_heads=12, n_kv_heads=4, head_dim=64, mlp_width=2048,
+        tied_embeddings=True, qk_norm=True, init_std=0.02), (8,), 16, 1.5),
+}
+MEMORY = {  # name: completions, new tokens, vocabulary
+    "toy": (128, 48, 31), "4 x batch": (512, 48, 31), "4 x length": (128, 192, 31),
+    "vocabulary 2,000": (128, 48, 2000), "vocabulary 8,000": (128, 48, 8000),
+}
+GROWTH = {  # quantity: its sizes; the others stay at BASE
+    "batch": (4, 16, 64, 256), "new tokens": (8, 32, 128, 512),
+    "width": (32, 64, 128, 256, 512), "vocabulary": (32, 512, 4096, 32_768),
+}
+BASE = {"batch": 32, "new tokens": 32, "vocabulary": 64, "width": 64}  # as `random_step` takes them
+OTHERS = ", ".join(f"{name} {size}" for name, size in BASE.items())
+LIMIT_OF_GROWTH = {"batch": 1, "new tokens": 2, "width": 2, "vocabulary": 1}  # by the arithmetic
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured. The defaults are those of published figures."""
+
+    repetitions: int = 7
+    step_repetitions: int = 24
+    sizes: Sizes = field(default_factory=Sizes)
+    toy_batches: tuple[int, ...] = (32, 128, 512)
+    shapes: dict = field(default_factory=lambda: SHAPES)
+    pretrain_steps: int = 1200
+    seeds: int = 5
+    run_flags: tuple[str, ...] = ("--steps", "20", "--pretrain_steps", "300")
+    memory: dict = field(default_factory=lambda: MEMORY)
+    chunked: tuple[int, int, int] = (1024, 151_936, 64)  # tokens, vocabulary (Qwen3), chunk
+    growth: dict = field(default_factory=lambda: GROWTH)
+    cache_dir: str = "out/base"
+
+
+QUICK = Amount(
+    repetitions=1, step_repetitions=3, toy_batches=(32,), shapes={}, pretrain_steps=100, seeds=2,
+    run_flags=("--steps", "4", "--pretrain_steps", "40"), chunked=(128, 151_936, 64),
+    growth={what: sizes[:-1] for what, sizes in GROWTH.items()})
+
+
+def alternate(functions: dict, repetitions: int) -> dict:
+    """Median CPU seconds of each function; all run once before, then in turns."""
+    seconds = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(repetitions):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(headings: tuple, rows: list[tuple]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def toy(amount: Amount) -> tuple[GPT, ToyTask]:
+    """The base model and the task of a run with the default settings."""
+    how = {"steps": amount.pretrain_steps, "cache_dir": amount.cache_dir}
+    return base.base_model(World(), 0, **how)[0], ToyTask(World(), pool_size=64)
+
+
+def sampling(amount: Amount, folder: Path) -> str:
+    """Tokens per second of minisd.sample and of generate of transformers."""
+    (student, task), rng, rows = toy(amount), random.Random(0), []
+    todo, new = [], amount.sizes.max_new_tokens  # (name, model, prompts, new tokens, end, aim)
+    for B in amount.toy_batches:
+        prompts = [task.prompt_ids(task.draw("train", rng)) for _ in range(B)]
+        todo += [("toy", student, prompts, new, end, 4) for end in (None, task.end_ids[0])]
+    for name, (shape, batches, new, aim) in amount.shapes.items():
+        model = GPT(shape, torch.Generator().manual_seed(0))
+        for B in batches:
+            prompts = torch.randint(shape.vocab_size, (B, PROMPT_TOKENS)).tolist()
+            todo.append((name, model, prompts, new, None, aim))
+    for name, model, prompts, new, end_id, aim in todo:
+        shown = Prompts.of(prompts, 0)
+        ours, theirs = against_generate(model, shown, new, end_id, amount.repetitions)
+        stops = f"after {new}" if end_id is None else "at the end token"
+        speeds = f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
+        rows.append((name, len(prompts), stops, *speeds, aim))
+    speeds = ("minisd tokens/s", "transformers tokens/s", "ratio", "aim")
+    return table(("model", "batch", "stops", *speeds), rows) + (
+        "\n\nSame weights, same prompts, temperature 1, key-value cache, float32. `after N`: every "
+        "row writes N tokens. `at the end token`: only tokens up to the end token are counted.")
+
+
+def against_generate(model: GPT, prompts: Prompts, new: int, end_id, times: int) -> list[float]:
+    """Tokens per CPU second of minisd and of transformers with the same weights."""
+    theirs, P, stop = in_transformers(model), prompts.ids.shape[1], end_id or -1
+    attention = (torch.arange(P) >= prompts.pad_count[:, None]).long()
+    options = {"max_new_tokens": new, "do_sample": True, "top_k": 0, "top_p": 1.0,
+               "temperature": 1.0, "use_cache": True, "pad_token_id": 0, "eos_token_id": end_id}
+    generator, counts = torch.Generator().manual_seed(0), {"ours": [], "theirs": []}
+
+    def ours() -> None:
+        written = minisd.sample([(1.0, model, prompts)], max_new_tokens=new, end_ids=(stop,),
+                                pad_id=0, generator=generator)
+        counts["ours"].append(int(written.mask.sum()))
+
+    def generate() -> None:
+        ended = theirs.generate(prompts.ids, attention_mask=attention, **options)[:, P:] == stop
+        counts["theirs"].append(int((ended.cumsum(1) - ended.long() == 0).sum()))
+
+    seconds = alternate({"ours": ours, "theirs": generate}, times)
+    return [statistics.median(counts[who][1:]) / seconds[who] for who in seconds]
+
+
+def in_transformers(model: GPT) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save(model, None, path := Path(folder, "model"))
+        with hf.named_errors("transformers"):  # and without its bars
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def product_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+    """(inputs, outputs) of every matrix product of the model; it multiplies their sum per token."""
+    C, M, D, Q = config.width, config.mlp_width, config.head_dim, config.n_heads
+    attention = [(C, Q * D), (C, config.n_kv_heads * D), (C, config.n_kv_heads * D), (Q * D, C)]
+    block = [*attention, (C, M), (C, M), (M, C)]
+    return block * config.n_layers + [(C, config.vocab_size)]
+
+
+def products(config: GPTConfig, tokens: int, backward: bool) -> Callable[[], None]:
+    """A function that computes the model's matrix products for so many tokens, and nothing else."""
+    operands = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o))
+                for i, o in product_shapes(config)]
+
+    def run() -> None:
+        for x, weight, gradient in operands:
+            F.linear(x, weight)
+            if backward:
+                gradient @ weight
+                gradient.T @ x
+
+    return run
+
+
+class Stopwatch:
+    """CPU seconds by name; what a timed function spends in another one counts there alone."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.inner = [0.0]  # of each timed function at work: seconds in others
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        def run(*arguments, **options):
+            start = time.process_time()
+            self.inner.append(0.0)
+            result = function(*arguments, **options)
+            spent = time.process_time() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self.inner.pop()
+            self.inner[-1] += spent
+            return result
+
+        return run
+
+
+PADDED = "tokens and padding"
+PARTS = {  # part of a step: where its function is looked up
+    "sample": (minisd, "sample"), "score": (minisd, "score"), "loss": (minisd, "loss_of"),
+    "backward": (torch.Tensor, "backward"), "clip": (torch.nn.utils, "clip_grad_norm_"),
+    "AdamW": (torch.optim.AdamW, "step"), "teacher": (Teacher, "update"),
+    "rest of rollout": (minisd, "rollout"), "rest of step": (minisd, "step"),
+}
+
+
+def step(amount: Amount, folder: Path) -> str:
+    """A step of sdpo and of grpo by part, beside its matrix products alone."""
+    return "\n\n".join(step_of(name, amount) for name in ("sdpo", "grpo"))
+
+
+def step_of(name: str, amount: Amount) -> str:
+    (student, task), method = toy(amount), METHODS[name]
+    teacher = Teacher(method, student)
+    reference = copy.deepcopy(student).requires_grad_(False) if method.kl_coef else None
+    # With a rate of almost 0 the texts stay as long as the base model's.
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-12)
+    draws, watch, taken, counted = (random.Random(0), torch.Generator()), Stopwatch(), [], []
+    with contextlib.ExitStack() as stack:
+        for part, (owner, attribute) in PARTS.items():
+            function = watch.timed(part, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, function))
+        for n in range(1, amount.step_repetitions + 2):
+            watch.seconds = {}
+            batch = minisd.rollout(method, task, student, teacher, *draws, amount.sizes)
+            minisd.step(method, student, teacher, optimizer, batch, reference=reference)
+            teacher.update(n)
+            taken.append(watch.seconds)
+            counted.append(token_counts(batch))
+    spent = {part: statistics.median(t[part] for t in taken[1:]) for part in taken[0]}
+    count = {key: int(statistics.median(c[key] for c in counted[1:])) for key in counted[0]}
+    limits = limits_of(student.config, method, count)
+    total, ordered = sum(spent.values()), sorted(spent.items(), key=lambda row: -row[1])
+    rows = [*ordered, ("whole step", total), *limits.items()]
+    cells = [(what, f"{1e3 * s:.1f}", f"{s / total:.0%}") for what, s in rows]
+    real, padded = (total / s for s in limits.values())
+    return (
+        f"`{name}`, {len(batch.rows)} completions, {count['none', 'tokens']} tokens "
+        f"({count['none', PADDED]} with the padding of the parts), not logged: step "
+        f"/ limit = {real:.1f} ({padded:.1f} if padding were work); aim 2.\n\n"
+        + table(("part", "ms", "share"), cells))
+
+
+def token_counts(batch: Batch) -> dict[tuple[str, str], int]:
+    """Of prompts and completions, by context, with and without the padding of the parts."""
+    counts = {(kind, words): 0 for kind in batch.shown for words in ("tokens", PADDED)}
+    for _, part in batch.parts():
+        for kind, prompts in part.shown.items():
+            all_of_it = prompts.ids.numel() + part.completions.ids.numel()
+            padding = int(prompts.pad_count.sum() + (~part.completions.mask).sum())
+            counts[kind, "tokens"] += all_of_it - padding
+            counts[kind, PADDED] += all_of_it
+    return counts
+
+
+def limits_of(config: GPTConfig, method: minisd.Method, count: dict) -> dict[str, float]:
+    """CPU seconds of a step's products: sampling, loss with gradient, teacher or reference."""
+    # A pure policy gradient has a reference instead, which sees what the student sees.
+    scored = "none" if method.reward_weight == 1 else method.context
+    uses, limits = (("none", "sample"), ("none", "gradient"), (scored, "score")), {}
+    for words in ("tokens", PADDED):
+        works = {use: products(config, count[kind, words], use == "gradient") for kind, use in uses}
+        limits[f"matrix products alone, {words}"] = sum(alternate(works, 5).values())
+    return limits
+
+
+def pretraining(amount: Amount, folder: Path) -> str:
+    """CPU seconds of the base model's pretraining, its accuracy, and its arithmetic limit."""
+    steps, config = amount.pretrain_steps, base.shape_of("base")
+    model, task = GPT(config, torch.Generator().manual_seed(0)), ToyTask(World(), pool_size=64)
+    batches = base.pretrain_batches(World(), random.Random("documents-0"))
+    tokens = statistics.mean(next(batches)[:, 1:].numel() for _ in range(200))
+    start = time.process_time()
+    base.pretrain(model, World(), steps, 0)
+    seconds = time.process_time() - start
+    right = evaluate(task, model, "fresh", count=256, seed=0, sizes=amount.sizes).means
+    limit = alternate({"limit": products(config, int(tokens), True)}, 20)["limit"]
+    rows = [
+        ("pretraining", f"{steps * tokens / seconds:,.0f}", f"{seconds:.0f}"),
+        ("matrix products alone", f"{tokens / limit:,.0f}", f"{steps * limit:.0f}")]
+    return table(("", "tokens/s", f"s for {steps} steps"), rows) + (
+        f"\n\nPretraining / limit = {seconds / steps / limit:.1f}. Accuracy on fresh problems at "
+        f"the end: {right['accuracy_frac']:.2f}.")
+
+
+def seeds(amount: Amount, folder: Path) -> str:
+    """Wall seconds of one run and of several, on all cores, each with a base model of its own."""
+    cores, walls = os.cpu_count() or 1, []
+    words = ["train_gpt.py", "--method", "grpo", *amount.run_flags]
+    for count in (1, amount.seeds, 1):
+        with tempfile.TemporaryDirectory() as scratch:
+            rest = ["--eval_problems", "64", "--threads", "1", "--cache_dir", f"{scratch}/base"]
+            runs = [[*words, *rest, "--seed", str(seed), "--out_dir", f"{scratch}/{seed}"]
+                    for seed in range(count)]
+            start = time.perf_counter()
+            in_parallel([lambda begin, run=run: begin(run) for run in runs], cores)
+            walls.append(time.perf_counter() - start)
+    one, several = (walls[0] + walls[2]) / 2, walls[1]
+    return (
+        f"`python {' '.join(words)}`, base model included, on {cores} cores, wall seconds: one "
+        f"seed {one:.0f}, {amount.seeds} seeds {several:.0f}: {several / one:.2f} times. Load of "
+        f"the machine at the end: {os.getloadavg()[0]:.1f} processes. Aim for five seeds on two "
+        "cores: at most 3.2 times; 2.5 would be ideal.")
+
+
+BY_OTHER = replace(METHODS["sdpo"], teacher="external", teacher_update_rate=0.0)
+# Stands for an optimiser: weights and gradient stay.
+KEEPS_GRADIENT = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none: None)
+
+
+def random_step(B: int, T: int, V: int, width: int = 64, chunk: int = 0) -> tuple[GPT, Callable]:
+    """A student of the toy's form, and a step of sdpo on random tokens that leaves its gradient."""
+    heads = width // 16
+    shape = GPTConfig(V, width=width, n_heads=heads, n_kv_heads=heads, mlp_width=width * 5 // 2)
+    student, other = (GPT(shape, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    ids = torch.randint(V, (B, PROMPT_TOKENS + T), generator=torch.Generator().manual_seed(1))
+    prompts = Prompts(ids[:, :PROMPT_TOKENS], torch.zeros(B, dtype=torch.long))
+    written = Completions.of(ids[:, PROMPT_TOKENS:].tolist(), 0)
+    shown, sizes = {"none": prompts, "solution": prompts}, Sizes(chunk_tokens=chunk)
+    batch = Batch([], shown, written, torch.zeros(B), sizes)
+    counts = minisd.REDUCTIONS[BY_OTHER.reduction](written.mask.float(), T)
+    batch.weights["distillation"], batch.totals["distillation"] = counts
+    how = BY_OTHER, student, Teacher(BY_OTHER, student, external=other), KEEPS_GRADIENT, batch
+    return student, functools.partial(minisd.step, *how, grad_clip=math.inf)
+
+
+def peak_mib() -> float:
+    """The most memory that this program has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss of a child begins with what its parent held, even behind exec
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_child(B: int, T: int, V: int, chunk: int, path: str) -> None:
+    """In a process of its own: prints MiB at the peak and of the step; path: gets the gradient."""
+    torch.set_num_threads(1)
+    student, run = random_step(B, T, V, chunk=chunk)
+    before = peak_mib()
+    loss = run()["loss"]
+    peak = peak_mib()
+    print(json.dumps({"peak": peak, "step": peak - before, "loss": loss}))
+    if path:
+        torch.save(torch.cat([p.grad.flatten() for p in student.parameters()]), path)
+
+
+def child(code: str, *words: str) -> str:
+    """The last line that Python prints of the code, in the folder of train_gpt.py."""
+    words = [sys.executable, "-c", code, *words]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        said = result.stderr.strip() or f"exit code {result.returncode}"
+        raise ValueError(f"a process failed: {said.splitlines()[-1]}")
+    return result.stdout.splitlines()[-1]
+
+
+def in_child(B: int, T: int, V: int, chunk: int = 0, path: str = "") -> dict[str, float]:
+    """What `memory_child` prints."""
+    call = f"memory_child({B}, {T}, {V}, {chunk}, {path!r})"
+    return json.loads(child(f"from lab import benchmark; benchmark.{call}"))
+
+
+def memory(amount: Amount, folder: Path) -> str:
+    """Peaks of a run and of steps, and the loss in chunks beside the plain one."""
+    found = [(what, sizes, in_child(*sizes)) for what, sizes in amount.memory.items()]
+    rows = [(w, *s, f"{m['peak']:,.0f}", f"{m['step']:,.0f}") for w, s, m in found]
+    names = ("", "batch", "new tokens", "vocabulary", "peak MiB", "of which step MiB")
+    run = ("import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__');"
+           "from lab.benchmark import peak_mib; print(round(peak_mib()))")
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = int(child(
+            run, "train_gpt.py", "--steps", "5", "--pretrain_steps", "40", "--threads", "1",
+            "--out_dir", f"{scratch}/run", "--cache_dir", f"{scratch}/base"))
+    text = f"A whole run of sdpo at the default sizes peaks at {whole:,} MiB, PyTorch included."
+    return f"{text}\n\n{table(names, rows)}\n\n{chunked(*amount.chunked)}"
+
+
+def chunked(tokens: int, V: int, chunk: int) -> str:
+    """The step at a large vocabulary, plain and in chunks: memory, value, gradient."""
+    # Qwen3's logits of a chunk are above 32 MiB, which glibc never holds in its fraying heap.
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {n: f"{folder}/{n}.pt" for n in (0, chunk)}
+        plain, other = (in_child(8, tokens // 8, V, n, path) for n, path in paths.items())
+        a, b = (torch.load(path, weights_only=True) for path in paths.values())
+    ratio, differ = plain["step"] / other["step"], (b - a).norm() / a.norm()
+    return (
+        f"A step of {tokens} tokens at a vocabulary of {V:,}, width 64: plain {plain['step']:,.0f} "
+        f"MiB, in chunks of {chunk} tokens {other['step']:,.0f} MiB, 1/{ratio:.1f} (aim 1/8). Loss "
+        f"{plain['loss']:.7f} and {other['loss']:.7f} nats; gradients differ by {differ:.1e}.")
+
+
+def growth(amount: Amount, folder: Path) -> str:
+    """scaling.png, and its slopes as a table."""
+    measured, rows = {}, []
+    for what, sizes in amount.growth.items():
+        steps = {size: random_step(*(BASE | {what: size}).values())[1] for size in sizes}
+        seconds = alternate(steps, min(5, amount.repetitions))
+        measured[what] = {size: 1e3 * s for size, s in seconds.items()}
+        ends = [f"{measured[what][n]:.0f} ms at {n:,}" for n in (sizes[0], sizes[-1])]
+        (n0, t0), (n1, t1) = list(measured[what].items())[-2:]
+        rows.append((what, *ends, f"{slope(n0, t0, n1, t1):.2f}", LIMIT_OF_GROWTH[what]))
+    draw(measured, folder / "scaling.png")
+    return (
+        "![time against size](scaling.png)\n\nA step of sdpo without sampling, student and teacher "
+        f"of 2 layers; one size changes, the others stay at {OTHERS}. The exponent is that of the "
+        "last stretch; the limit is what the arithmetic alone tends to.\n\n"
+        + table(("size", "from", "to", "exponent", "limit"), rows))
+
+
+def slope(n0: float, t0: float, n1: float, t1: float) -> float:
+    """The exponent e of time ~ size^e between two points."""
+    return math.log(t1 / t0) / math.log(n1 / n0)
+
+
+def draw(measured: dict[str, dict[int, float]], path: Path) -> None:
+    """One panel per quantity, doubly logarithmic, with a dashed line for "twice costs twice"."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure.suptitle(f"A step of sdpo without sampling, one size growing (others: {OTHERS})")
+    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
+    for axes, (what, times) in zip(panels, measured.items()):
+        sizes, last = list(times), list(times)[-1]
+        axes.loglog(sizes, list(times.values()), "o-", label="measured")
+        line = [times[last] * size / last for size in sizes]  # twice the size, twice the time
+        axes.loglog(sizes, line, "--", color="grey", label="in proportion to the size")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel(what)
+    panels[0].set_ylabel("milliseconds")
+    panels[0].legend(loc="upper left")
+    save_figure(path, figure)
+
+
+SECTIONS = {
+    "sampling": ("Sampling", sampling), "step": ("A post-training step", step),
+    "pretraining": ("Pretraining", pretraining), "seeds": ("Several seeds at once", seeds),
+    "memory": ("Memory", memory), "growth": ("Growth", growth),
+}
+
+
+def machine() -> str:
+    """What this was measured on."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return (f"{os.cpu_count()} cores, {found[1] if found else platform.machine()}; Python "
+            f"{platform.python_version()}, torch {torch.__version__}; one thread, float32")
+
+
+def write_report(path: Path, done: dict[str, str]) -> None:
+    """The file with the sections just measured in place of their older versions."""
+    old = path.read_text().split("\n## ")[1:] if path.exists() else []
+    texts = dict(part.partition("\n\n")[::2] for part in old) | done
+    order = [title for title, _ in SECTIONS.values() if title in texts]
+    sections = [f"## {title}\n\n{texts[title].strip()}" for title in order]
+    path.write_text("\n\n".join(["# Speed and memory as measured", *sections]) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    known, raw = ", ".join(SECTIONS), argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog="python -m lab.benchmark", description=__doc__, formatter_class=raw)
+    parser.add_argument("sections", nargs="*", default=[], help=f"{known} (default: all)")
+    parser.add_argument("--quick", action="store_true", default=False, help="smaller and fewer")
+    parser.add_argument("--out_dir", default="out/benchmark", help="default: out/benchmark")
+    parser.add_argument("--cache_dir", default="out/base", help="where base models are kept")
+    settings = parser.parse_args(argv)
+    for name in settings.sections:
+        if name not in SECTIONS:
+            raise ValueError(f"section: {name!r}; allowed: {known}")
+    torch.set_num_threads(1)
+    folder = Path(settings.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    amount = replace(QUICK if settings.quick else Amount(), cache_dir=settings.cache_dir)
+    for name in settings.sections or SECTIONS:
+        title, measure = SECTIONS[name]
+        start = time.perf_counter()
+        text = measure(amount, folder)
+        text += f"\n\n({machine()}; this section took {time.perf_counter() - start:.0f} s)"
+        write_report(folder / "benchmark.md", {title: text})
+        print(f"## {title}\n\n{text}\n", flush=True)
+    print(f"written: {folder / 'benchmark.md'}")
+
+
+if __name__ == "__main__":
+    run_main("python -m lab.benchmark", main)
