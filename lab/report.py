@@ -403,7 +403,7 @@ def end_lines(settings: Any, summary: dict, known: bool) -> str:
     if known:
         lines.append(f"{folder} already holds this run: its results are shown; to start over, "
                      "delete that folder or name another --out_dir")
-        stored = json.loads((folder / "config.json").read_text())["record"]
+        stored = json.loads((folder / "config.json").read_text()).get("record", {})
         if stored.get("code") != storage.code_version():
             lines.append("NOTE: the code has changed since; these are the old results")
     lines += [f"\n{before_after_table(summary)}\n{in_words(summary)}\n\n{sample_lines(summary)}\n"]

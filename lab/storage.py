@@ -155,11 +155,16 @@ def comparable(settings: dict[str, dict]) -> dict[str, Any]:
 def read_settings(folder: Path, flag: str) -> dict[str, dict]:
     """The settings of the run in a folder. Raises ValueError for another or an older one."""
     try:
-        settings = json.loads((folder / "config.json").read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        config = json.loads((folder / "config.json").read_text())
+        settings, groups = config["settings"], config["settings"].keys()
+        old = groups != {"run", "method", "toy", "checkpoint"}
+        parts = (config.get("record", {}), *settings.values())
+        if not old and not all(isinstance(part, dict) for part in parts):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         words = "has no config.json of a run" if flag == "--resume" else "holds other files"
         raise ValueError(f"{flag}: {str(folder)!r} {words}; allowed: a run's folder") from None
-    if set(settings) != {"run", "method", "toy", "checkpoint"}:
+    if old:
         raise ValueError(
             f"{flag}: {str(folder)!r} holds a run of the first edition; allowed: a new folder"
         )
@@ -202,8 +207,10 @@ def read_summary(folder: Path) -> dict:
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text())
-        if not {"before", "after", "samples", "train_s", "steps"} <= summary.keys():
-            raise KeyError
+        kinds = {"before": dict, "after": dict, "samples": list, "steps": int}
+        kinds |= dict.fromkeys(("pretrain_s", "train_s", "wall_s"), (int, float))
+        if not all(isinstance(summary[name], kind) for name, kind in kinds.items()):
+            raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"--out_dir: {str(path)!r} is damaged; allowed: another folder") from None
     return summary
@@ -281,7 +288,8 @@ def record(device: torch.device) -> dict[str, Any]:
 
 def changes_since(folder: Path, device: torch.device) -> list[str]:
     """What is not as it was when the run began: its numbers will not be the same bit for bit."""
-    then, now = json.loads((folder / "config.json").read_text())["record"], record(device)
+    then = json.loads((folder / "config.json").read_text()).get("record", {})
+    now = record(device)
     return [name for name in now if then.get(name) != now[name] and name != "git_commit"]
 
 

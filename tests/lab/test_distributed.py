@@ -313,6 +313,15 @@ def test_a_run_of_two_processes_goes_on_bit_for_bit(name, worked):
     assert found == expected
 
 
+def test_each_process_draws_with_generators_of_its_own(worked):
+    """Catches processes that all draw the same problems: as many steps, and less to learn from."""
+    path = worked / "whole stopped copy" / "checkpoints" / "step-00000002.pt"
+    training = torch.load(path, weights_only=True)["training"]
+    for name in ("rngs", "generators"):
+        first, second = map(list, training[name])
+        assert first != second, name
+
+
 def outcome(folder: Path) -> dict:
     """All that a run leaves, seconds aside: weights, metrics, summary, names of the files."""
     seconds = {"tokens_per_s", "step_ms", "pretrain_s", "train_s", "wall_s"}

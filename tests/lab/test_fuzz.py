@@ -168,13 +168,14 @@ def answer(arguments: list[str]) -> tuple[int, str]:
 
 
 def state_of(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    """All names; when a folder was changed does not count, since a lock comes and goes in it."""
+    return {path: path.is_file() and path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_broken_command_lines_get_one_line(folder, no_work):
     """Catches a traceback, a message of two lines or without the flag, and a file that is left."""
     before, rng, codes = state_of(folder), random.Random(0), []
-    for _ in range(3000):
+    for _ in range(2000):
         arguments = broken_command(rng)
         code, error = answer(arguments)
         codes.append(code)
@@ -187,7 +188,7 @@ def test_broken_command_lines_get_one_line(folder, no_work):
         else:
             assert not error, (arguments, error)
     assert state_of(folder) == before
-    assert 300 < codes.count(0) < 1500  # most are broken, and not all by their first flag
+    assert 200 < codes.count(0) < 1000  # most are broken, and not all by their first flag
 
 
 # Files of runs ------------------------------------------------------------------------------------
@@ -198,21 +199,23 @@ ANYTHING = [
 ]
 
 
-def broken_json(rng: random.Random, good: dict) -> str:
-    """The file with a few values replaced or gone, at any depth; or with some characters gone."""
+def broken_json(rng: random.Random, good: dict, deep: bool) -> str:
+    """The file with a few values replaced or gone, deep: at any depth; or with a part gone."""
     content = json.loads(json.dumps(good))
     for _ in range(rng.choice((1, 1, 2))):
         target, name = content, rng.choice(list(content))
-        while isinstance(target[name], dict) and target[name] and rng.random() < 0.9:
+        while deep and isinstance(target[name], dict) and target[name] and rng.random() < 0.9:
             target = target[name]
             name = rng.choice(list(target))
         if rng.random() < 0.2 and len(target) > 1:
             del target[name]
-        else:
-            target[name] = rng.choice(ANYTHING)
+        elif name != "target":  # which no flag sets
+            kinds = () if deep else type(target[name])
+            target[name] = rng.choice([x for x in ANYTHING if not isinstance(x, kinds)])
     text = json.dumps(content)
     at = rng.randrange(len(text))
-    return text[:at] + text[at + rng.choice((1, 9, 10**6)) :] if rng.random() < 0.1 else text
+    gone = rng.choice((9, len(text))) if deep else len(text)
+    return text[:at] + text[at + gone :] if rng.random() < 0.2 else text
 
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
@@ -220,8 +223,8 @@ def test_broken_files_of_a_run_get_one_line(name, folder, no_work):
     """Catches a traceback of --resume or --out_dir, and a run that is begun over another one."""
     rng, codes, path = random.Random(0), [], folder / "finished" / name
     good = json.loads(path.read_text())
-    for _ in range(600):
-        path.write_text(broken_json(rng, good))
+    for _ in range(400):
+        path.write_text(broken_json(rng, good, deep=name == "config.json"))
         before = state_of(folder)
         for arguments in (["--out_dir", "finished"], ["--resume", "finished"]):
             code, error = answer(arguments)
