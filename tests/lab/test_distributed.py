@@ -49,12 +49,12 @@ CASES = {  # name: settings; groups: the problems of each process
 }
 EVALUATED = ["trust region", "snapshot"]
 ADAPTED = {"shard": None, "method": "rlvr_teacher", "adapt_steps": 1}
-RUNS = {  # name: flags of a whole run, and at which update it is stopped to be gone on with
-    "whole": {}, "whole stopped": {"stop_in": 3},
-    "divided": ADAPTED, "divided stopped": ADAPTED | {"stop_in": 5},
+RUNS = {  # name: flags of a whole run, and in which step it is stopped to be gone on with
+    "whole": {}, "whole stopped": {"stop_in": 2},
+    "divided": ADAPTED, "divided stopped": ADAPTED | {"stop_in": 3},
 }
 TOY = {"method": "sdpo_grpo", "kl_coef": 0.5, "teacher_update_rate": 0.3, "pretrain_steps": 2,
-       "world": "max_operations=2", "steps": 3, "updates_per_batch": 2}
+       "world": "max_operations=2", "steps": 3}
 
 
 class CoinTask(ToyTask):
@@ -247,7 +247,7 @@ def worked(tmp_path_factory) -> Path:
 
 
 def run_flags(folder: Path, **rest) -> dict:
-    small = {"steps": 2, "eval_every": 3, "micro_batch": 3, "chunk_tokens": 16, "threads": 1,
+    small = {"steps": 2, "eval_every": 3, "threads": 1,
              "batch_size": 8, "group_size": 4, "max_new_tokens": 8, "eval_problems": 2,
              "device": "cpu", "cache_dir": folder.parent / "base", "out_dir": folder}
     return {k: v if isinstance(v, (int, float)) or v is None else str(v)
@@ -261,7 +261,7 @@ def text_run(folder: Path) -> list[dict]:
     from test_real_checkpoints import make_checkpoint
 
     init, data = make_checkpoint(folder / "start")
-    return [run_flags(folder / "text", method="sdpo_grpo", init=init, data=data, shard=None,
+    return [run_flags(folder / "text", method="sdpo_grpo", init=init, data=data, shard=None, micro_batch=3,
                       dtype="bfloat16", activation_checkpointing=None, learning_rate=1e-2)]
 
 
