@@ -261,8 +261,9 @@ def text_run(folder: Path) -> list[dict]:
     from test_real_checkpoints import make_checkpoint
 
     init, data = make_checkpoint(folder / "start")
-    return [run_flags(folder / "text", method="sdpo_grpo", init=init, data=data, shard=None, micro_batch=3,
-                      dtype="bfloat16", activation_checkpointing=None, learning_rate=1e-2)]
+    return [run_flags(folder / "text", method="sdpo_grpo", init=init, data=data, shard=None,
+                      dtype="bfloat16", activation_checkpointing=None, learning_rate=1e-2,
+                      micro_batch=3)]
 
 
 def union(name: str, rows: list[list[minisd.Row]], state: storage.State) -> Batch:
