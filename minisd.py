@@ -762,16 +762,16 @@ def step(
     reference: the initial model, for kl_coef. Raises FloatingPointError before the weights change.
     """
     tokens, numbers = batch.completions.mask.sum(), dict.fromkeys(("loss", *(readings or ())), 0.0)
+    optimizer.zero_grad(set_to_none=True)
     for _, part in batch.parts():
         with batch.sizes.autocast(batch.rewards.device):
-            needed = readings or method.reward_weight < 1  # not in a pure policy gradient
-            terms = teacher.terms(part.shown) if needed else []
+            terms = teacher.terms(part.shown) if readings or method.reward_weight < 1 else []
             x = score(method, student, terms, part, readings)
             if method.kl_coef:
                 with torch.no_grad():
                     initial = score(method, reference, [], part)
                 x["reference_log_probs"] = initial["student_log_probs"]
-            loss = loss_of(method, x, part)
+        loss = loss_of(method, x, part)  # in float32
         loss.backward()
         numbers["loss"] += loss.item()
         for name in readings or ():

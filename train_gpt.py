@@ -125,7 +125,7 @@ def train(
     """
     run, sizes, evaluation = settings.run, settings.sizes, {}
     student, teacher, method = state.student, state.teacher, state.teacher.method
-    with storage.deferred_signals() as stop_signal:
+    with storage.watched(state, stage) as stop_signal:
         for n in base.progress(range(state.step + 1, steps + 1), stage):
             start, logged = time.perf_counter(), log and (n == 1 or n % LOG_EVERY == 0)
 
@@ -148,8 +148,8 @@ def train(
 
             # 4. What happened goes to the terminal and to metrics.jsonl.
             if logged:
-                log.batch(n, batch, distributed.mean(numbers), time.perf_counter() - start)
-                report.warn_of_flat_signals(method, batch, numbers, log, steps)
+                row = log.batch(n, batch, numbers, time.perf_counter() - start)
+                report.warn_of_flat_signals(method, batch, row, log, steps)
             if log and (n % run.eval_every == 0 or n == steps):
                 evaluation = evaluated(settings, task, state.teacher)
                 log.evaluation(n, evaluation, task)
@@ -313,7 +313,7 @@ def parse(arguments: list[str]) -> tuple[Settings | None, bool]:
     for name, kind in groups.items():
         flags.add_group(parser, kind, name, with_init=hf.CHECKPOINT_DEFAULTS)
     given = vars(parser.parse_args(arguments))
-    if folder := given.pop("resume", None):
+    if (folder := given.pop("resume", None)) is not None:
         if given:
             raise ValueError(f"--{next(iter(given))}: not with --resume, which has its settings")
         rows = storage.read_settings(Path(folder), "--resume")
@@ -325,12 +325,12 @@ def parse(arguments: list[str]) -> tuple[Settings | None, bool]:
         if name not in METHODS:
             raise ValueError(f"--method: {name!r}; allowed: list, {', '.join(METHODS)}")
         row = dataclasses.asdict(METHODS[name])
-        if given.get("init") and row["reward_weight"] == 1:  # no second copy, no solutions needed
-            row |= {"teacher": "live", "context": "none"}
         defaults = hf.CHECKPOINT_DEFAULTS if given.get("init") else {}
+        if defaults and str(given.get("reward_weight", row["reward_weight"])) in ("1", "1.0"):
+            row |= {"teacher": "live", "context": "none"}  # no second copy, no solutions needed
         rows = dict.fromkeys(groups, defaults) | {"method": row}
     made = {name: flags.settings_of(kind, given, rows[name]) for name, kind in groups.items()}
-    return Settings(**made), bool(folder)
+    return Settings(**made), folder is not None
 
 def main(arguments: list[str]) -> None:
     settings, resume = parse(arguments)

@@ -121,7 +121,10 @@ def base_model(
                 content = {"weights": model.state_dict(), "pretrain_s": seconds}
                 storage.save_tensors(path, content)
     saved = storage.load_tensors(path, "--cache_dir", {"weights", "pretrain_s"})
-    model.load_state_dict(saved["weights"])
+    try:
+        model.load_state_dict(saved["weights"])
+    except (RuntimeError, TypeError, AttributeError):
+        raise ValueError(f"--cache_dir: {str(path)!r} is damaged; delete that file") from None
     return model.to(device), float(saved["pretrain_s"])
 
 

@@ -28,7 +28,8 @@ def clipped_forward_kl(student_logits: Tensor, teacher_logits: Tensor, clip: flo
     """sum_v min(q(v) log(q(v) / p(v)), clip) per position, (B, T), in nats: not a divergence.
 
     Negative terms stay. A clamped entry gives no gradient: tokens on which teacher and student
-    differ most (style) stop dominating. Source: [2] v3.
+    differ most (style) stop dominating. Source:
+    Zhao et al. 2601.18734 v3.
     """
     if clip <= 0:
         raise ValueError(f"clip: {clip}; allowed: above 0")

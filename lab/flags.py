@@ -113,7 +113,10 @@ def check_loss(method: Method, vocabulary: int) -> None:
         if isinstance(value, (int, float)):
             method.require(0 <= value < 2**31, name, f"0 to {2**31 - 1}")
     method.require(method.teacher_every > 0, "teacher_every", "1 or more")
+    method.require(method.adapt_steps > 0, "adapt_steps", "1 or more")
     method.require(0 < method.token_share <= 1, "token_share", "above 0, to 1")
+    for name in ("clip_low", "clip_high"):
+        method.require(getattr(method, name) <= 1, name, "0 to 1")
     logits = torch.zeros(1, 1, vocabulary)
     try:  # a divergence checks its own numbers
         minisd.DIVERGENCES[method.divergence](logits, logits, method)

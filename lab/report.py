@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import minisd
-from lab import storage
+from lab import distributed, storage
 from lab.base import shape_of
 from lab.evaluation import Evaluation
 from lab.words import DIVERGENCES, in_words_of, method_table  # noqa: F401
@@ -90,15 +90,20 @@ class Log:
         self.lines += 1
         self.say("".join(form.format(row[name]) for name, (_, form) in COLUMNS.items()))
 
-    def batch(self, n: int, batch: Batch, numbers: dict[str, float], seconds: float) -> None:
-        """The line of step n: what `minisd.step` returned, and what the batch was like."""
+    def batch(self, n: int, batch: Batch, numbers: dict[str, float], seconds: float) -> dict:
+        """The row of step n: what `minisd.step` returned, and what the batches were like.
+
+        Means over the processes; tokens per second are those of all.
+        """
         tokens = int(batch.completions.mask.sum())
-        self.step(numbers | {
-            "step": n, "reward": batch.rewards.mean().item(),
+        row = distributed.mean(numbers | {
+            "reward": batch.rewards.mean().item(),
             "completion_tokens": tokens / len(batch.rows),
-            "equal_groups_frac": batch.equal_groups_frac, "tokens_per_s": tokens / seconds,
-            "step_ms": 1000 * seconds,
-        })
+            "equal_groups_frac": batch.equal_groups_frac,
+            "tokens_per_s": distributed.processes() * tokens / seconds, "step_ms": 1000 * seconds,
+        }) | {"step": n}
+        self.step(row)
+        return row
 
     def evaluation(self, n: int, results: dict[str, Evaluation], task: Task) -> None:
         """The means after step n, and three wrong answers as text."""

@@ -139,8 +139,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # of Windows, which deletes no open file
+            (folder / LOCK).unlink(missing_ok=True)  # first: who opened it before will notice
         lock.release()
-        (folder / LOCK).unlink(missing_ok=True)
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -354,6 +355,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def save_checkpoint(folder: Path, state: State, **notes: Any) -> None:
     """Writes <folder>/checkpoints/step-<step>.pt, and keeps the one before, but no older one."""
     content = {"training": state.state_dict(), **notes}  # all processes take part
+    content["settings"] = comparable(read_settings(folder, "--resume"))
 
     def write() -> None:
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -370,13 +372,16 @@ def last_checkpoint(folder: Path) -> dict | None:
     A damaged one is named and set aside. Raises ValueError if no other one is whole. The first
     process chooses, so that none goes on from another one.
     """
-    keys = {"training", "rows", "notes"}
+    keys = {"training", "rows", "notes", "settings"}
+    files = checkpoint_files(folder)
+    settings = comparable(read_settings(folder, "--resume")) if files else {}
 
     def choose() -> Path | None:
         refused = []
-        for path in checkpoint_files(folder):
+        for path in files:
             try:
-                load_tensors(path, "--resume", keys)
+                if load_tensors(path, "--resume", keys)["settings"] != settings:
+                    raise ValueError(f"--resume: {str(path)!r} is a checkpoint of another run")
             except ValueError as error:
                 refused.append((path, error))
                 continue
@@ -436,6 +441,16 @@ def deferred_signals() -> Iterator[Callable[[], int]]:
 
     with handled_signals(receive):
         yield lambda: max(distributed.gather(received[0] if received else 0))
+
+
+@contextlib.contextmanager
+def watched(state: State, stage: str) -> Iterator[Callable[[], int]]:
+    """`deferred_signals` for a stage of training; numbers that are none are told with the step."""
+    with deferred_signals() as stop_signal:
+        try:
+            yield stop_signal
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{stage}, step {state.step + 1}: {error}") from None
 
 
 @contextlib.contextmanager
