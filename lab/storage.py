@@ -22,13 +22,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from lab import distributed
 from minisd import GPT, GPTConfig, Teacher
@@ -296,9 +289,6 @@ def changes_since(folder: Path, device: torch.device) -> list[str]:
 
 # The state of training ----------------------------------------------------------------------------
 
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
 @dataclass
 class State:
     """All that a step changes or depends on: with it, training goes on bit for bit on a CPU."""
@@ -318,12 +308,18 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only, so that it is read without unpickling objects."""
-        models = {name: get_model_state_dict(m, options=FULL) for name, m in self.models().items()}
+        # Importing it takes a second, which a short run need not wait.
+        from torch.distributed.checkpoint import state_dict as whole
+
+        options = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        models = {name: whole.get_model_state_dict(m, options=options)
+                  for name, m in self.models().items()}
         return {
             "step": self.step,
             "models": models,
             "shapes": {name: dataclasses.asdict(m.config) for name, m in self.models().items()},
-            "optimizer": get_optimizer_state_dict(self.student, self.optimizer, options=FULL),
+            "optimizer": whole.get_optimizer_state_dict(
+                self.student, self.optimizer, options=options),
             # Of every process: each draws its own problems.
             "rngs": distributed.gather(self.rng.getstate()),
             "generators": distributed.gather(self.generator.get_state()),
@@ -331,13 +327,15 @@ class State:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Takes `saved` apart, so that its memory is free. Raises ValueError if it does not fit."""
-        options, then = StateDictOptions(full_state_dict=True), len(saved.get("rngs", ()))
+        from torch.distributed.checkpoint import state_dict as whole
+
+        options, then = whole.StateDictOptions(full_state_dict=True), len(saved.get("rngs", ()))
         if then != distributed.processes():
             raise ValueError(f"--resume: a run of {then} processes; allowed: as many, by torchrun")
         try:
             for name, model in self.models().items():
-                set_model_state_dict(model, saved["models"].pop(name), options=options)
-            set_optimizer_state_dict(
+                whole.set_model_state_dict(model, saved["models"].pop(name), options=options)
+            whole.set_optimizer_state_dict(
                 self.student, self.optimizer, saved.pop("optimizer"), options=options
             )
             self.rng.setstate(saved["rngs"][distributed.rank()])

@@ -136,7 +136,6 @@ RUNS = [
     {"method": "sdpo", "teacher_update_rate": 0.3},
     {"method": "sdpo", "teacher": "trust_region", "teacher_update_rate": 0.3},
     {"method": "sdpo", "teacher": "snapshot", "teacher_every": 2},
-    {"method": "sdpo", "teacher": "live"},
     {"method": "contrast"},
     {"method": "sdft", "train_problems": 0, "teacher_update_rate": 0.3},
     {"method": "grpo", "kl_coef": 5.0, "updates_per_batch": 2},
