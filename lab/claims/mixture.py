@@ -40,7 +40,7 @@ STATEMENTS = [
     mixture_farther("forward 4:1") < -0.02,
     # Without any effect it would be the odds, 0.2.
     Quantity(
-        f"{RARER}: reverse 4:1", lambda runs: number(runs, RARER, "reverse 4:1"), none=0.2
+        f"{RARER}: reverse 4:1", lambda runs: number(runs, RARER, "reverse 4:1")
     ) < 0.1,
     value(RARER, "forward 4:1") > 0.1,
     value(RARER, "forward 1:1") > 0.35,

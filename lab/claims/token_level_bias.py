@@ -41,7 +41,6 @@ STATEMENTS = [
         lambda runs: (
             at(runs, "measured", "std.sequence_level") / at(runs, "measured", "std.token_level")
         ),
-        none=1,
     ) > 1,
     Quantity(
         "exponent of variance over length, sequence minus token level",
