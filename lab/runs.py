@@ -1,13 +1,22 @@
-"""Experiments are commands: each run is a process of its own, in one thread, and can be pasted."""
+"""Experiments are commands: each run is a process of its own, in one thread, and can be pasted.
 
+1 commands as words   2 a process   3 the queue
+"""
+
+import contextlib
+import multiprocessing
 import os
+import pkgutil
+import runpy
 import shlex
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing import connection, forkserver
 from pathlib import Path
 
 from lab import storage
@@ -16,6 +25,7 @@ from lab.base import progress
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE = 30.0  # seconds in which a stopped run may finish its step and save
+UNFINISHED = ", unfinished; to go on"  # what train_gpt.py says of a folder with the same run
 
 Flags = dict[str, str | None]  # name with its two dashes -> value; None for a switch
 Start = Callable[[list[str]], None]  # runs a command: the words behind `python`
@@ -27,6 +37,9 @@ class Failed(ValueError):
     def __init__(self, words: list[str], said: str):
         super().__init__(f"{paste_ready(words)}: {said}")
         self.said = said
+
+
+# 1. Commands as words -----------------------------------------------------------------------------
 
 
 def split_flags(words: list[str]) -> tuple[list[str], Flags]:
@@ -59,6 +72,81 @@ def paste_ready(words: list[str]) -> str:
     return f"python {shlex.join(words)}"
 
 
+# 2. A process -------------------------------------------------------------------------------------
+
+
+# Importing the libraries takes seconds, and a run of the toy not many more. So that they are
+# imported once, a server imports them and every run is a fork of it. What is run is not among
+# them: it is read anew by each run. NOTE: PyTorch imports _dynamo (2 s) with its first optimiser.
+LIBRARIES = ("torch._dynamo", "scipy.stats", "matplotlib.figure", "matplotlib.backends.backend_agg")
+OURS = ("evaluation", "extra_losses", "flags", "hf", "report", "storage", "text_tasks", "words")
+
+
+def preloaded() -> list[str]:
+    """The modules that the server imports; it passes over one that is not there."""
+    measures = pkgutil.iter_modules([str(ROOT / "lab" / "measures")], "lab.measures.")
+    names = (m.name for m in measures if not m.name.endswith("__main__"))
+    return [*LIBRARIES, *(f"lab.{name}" for name in OURS), *names]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a run: one thread, no bar, and our packages in any folder."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return os.environ | ONE_THREAD | {"PYTHONPATH": paths}
+
+
+def server() -> multiprocessing.context.BaseContext:
+    """What starts processes: forks of a server, or new interpreters on Windows."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preloaded())
+    kept = dict(os.environ)
+    # Before the imports: a library that has its threads already cannot be forked.
+    os.environ.update(environment())
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+    return context
+
+
+@contextlib.contextmanager
+def nothing_imported() -> Iterator[None]:
+    """A new process imports its parent's main module first: give it an empty one."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def become(words: list[str], settings: dict[str, str], errors: str) -> None:
+    """In a new process: does what `python WORDS` does, silently, with its errors in a file."""
+    if hasattr(os, "setsid"):  # so that Ctrl-C comes once: a second signal stops at once
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(settings)
+    for place, stream in ((os.devnull, 1), (errors, 2)):
+        with open(place, "w") as file:
+            os.dup2(file.fileno(), stream)
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+# 3. The queue -------------------------------------------------------------------------------------
+
+
 def run_command(words: list[str]) -> None:
     """One command to its end, such as ["train_gpt.py", "--steps", "2"]; see `in_parallel`."""
     in_parallel([lambda start: start(words)], workers=1)
@@ -71,8 +159,17 @@ def in_parallel(jobs: list[Callable[[Start], None]], workers: int, what: str = "
     Failed. If a job raises, or a signal comes, no further command begins, and those at work are
     stopped, with time to save.
     """
-    children: set[subprocess.Popen] = set()
-    lock, stopped = threading.Lock(), threading.Event()
+    context, scratch = server(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    children: set[multiprocessing.Process] = set()
+    lock, stopped, failed = threading.Lock(), threading.Event(), []
+
+    def attempt(job: Callable[[Start], None]) -> None:
+        try:
+            job(start)
+        except BaseException as error:
+            failed.append(error)  # the first is the reason; the others may be `not begun`
+            stopped.set()
+            raise
 
     def start(words: list[str]) -> None:
         try:
@@ -84,47 +181,50 @@ def in_parallel(jobs: list[Callable[[Start], None]], workers: int, what: str = "
 
     def execute(words: list[str]) -> None:
         place = [str(ROOT / word) if word == "train_gpt.py" else word for word in words]
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]  # for `-m lab...` in any folder
-        environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        errors = Path(scratch.name) / str(threading.get_ident())
         with lock:
             if stopped.is_set():
                 raise Failed(words, "not begun")
-            # In a session of its own, so that Ctrl-C comes once: a second signal stops at once.
-            child = subprocess.Popen(
-                [sys.executable, *place], env=environment, text=True, start_new_session=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )
+            child = context.Process(target=become, args=(place, environment(), str(errors)))
+            with nothing_imported():
+                child.start()
             children.add(child)
-        said = child.communicate()[1].strip()
-        children.discard(child)
-        if child.returncode:
-            raise Failed(words, said.splitlines()[-1] if said else f"exit code {child.returncode}")
+        connection.wait([child.sentinel])
+        with lock:  # NOTE: its exit code can be read once, and `start` of another reads it, too
+            code = child.exitcode
+            children.discard(child)
+        if code:
+            said = errors.read_text().strip() if errors.exists() else ""
+            raise Failed(words, said.splitlines()[-1] if said else f"exit code {code}")
 
-    with ThreadPoolExecutor(workers) as pool, storage.handled_signals(storage.stop_at_once):
+    signals = storage.handled_signals(storage.stop_at_once)
+    with scratch, ThreadPoolExecutor(workers) as pool, signals:
         try:
-            waiting = [pool.submit(job, start) for job in jobs]
+            waiting = [pool.submit(attempt, job) for job in jobs]
             for future in progress(as_completed(waiting), what, len(waiting)):
                 future.result()
         except BaseException as error:
             with lock:
                 stopped.set()
+                running = list(children)
             pool.shutdown(wait=False, cancel_futures=True)
-            stop(children)
+            stop(running)
             if isinstance(error, storage.Interrupted):
                 raise storage.Interrupted(error.args[0], "; the same command goes on") from None
+            if failed:
+                raise failed[0] from None
             raise
 
 
-UNFINISHED = ", unfinished; to go on"  # what train_gpt.py says of a folder with the same run
-
-
-def stop(children: set[subprocess.Popen]) -> None:
+def stop(running: list[multiprocessing.Process]) -> None:
     """SIGINT to all of them, and the end if they take too long."""
-    running = list(children)
     for child in running:
-        child.send_signal(signal.SIGINT)
+        send(child, signal.SIGINT)
     for child in running:
-        try:
-            child.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        if not connection.wait([child.sentinel], PATIENCE):
+            send(child, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def send(child: multiprocessing.Process, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(child.pid, number)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 # What all claims share. Runs are shorter than by default, so that a claim takes minutes, and are
 # evaluated at their end alone; an arm whose picture has a curve of evaluations says how often.
-# Learning rate, steps and base model are those of the universe; an arm changes what its text varies.
+# Learning rate, steps and base model are those of the universe; an arm has what its text varies.
 SHARED = "--batch_size 64 --threads 1 --eval_every 1000000"
 
 # NOTE: a flag with its default value would make another run of the same experiment: leave it out.

@@ -16,7 +16,7 @@ import math
 from lab.claims.arms import NO_FUNCTION, Measure
 from lab.claims.statements import Panel, Quantity, Runs, at, over_steps
 
-ARMS = {"base": Measure("horizon"), "no function": Measure("horizon", NO_FUNCTION)}
+ARMS = {"measured": Measure("horizon"), "no function": Measure("horizon", NO_FUNCTION)}
 
 
 def deficit(arm: str) -> Quantity:
@@ -33,17 +33,17 @@ def deficit(arm: str) -> Quantity:
 def end_ratio(words: str, name: str) -> Quantity:
     """The last tenth of completions over the first, minus 1, of what was measured by position."""
     def measured(runs: Runs) -> float:
-        return at(runs, "base", name, -1) / (at(runs, "base", name, 0) or math.nan) - 1
+        return at(runs, "measured", name, -1) / (at(runs, "measured", name, 0) or math.nan) - 1
 
     return Quantity(f"{words} in wrong completions, last tenth / first - 1", measured)
 
 
-EFFECT = deficit("base") < -0.1
+EFFECT = deficit("measured") < -0.1
 CONTROL = deficit("no function")
 TESTABLE = [
     Quantity(
         "accuracy without the solution, right after the wrong step (fraction)",
-        lambda runs: at(runs, "base", "unaided_forced", 1),
+        lambda runs: at(runs, "measured", "unaided_forced", 1),
     ) > 0.35,
 ]
 ALSO = [
@@ -55,9 +55,9 @@ PANELS = [
         "accuracy of completions from a prefix (fraction)", "the prefix ends",
         ["before the\nwrong step", "after it", "+1 step", "+2", "+3"],
         {
-            "with the solution, step wrong": over_steps("teacher_forced", "base"),
-            "without, step wrong": over_steps("unaided_forced", "base"),
-            "with the solution, step right": over_steps("teacher_unforced", "base"),
+            "with the solution, step wrong": over_steps("teacher_forced", "measured"),
+            "without, step wrong": over_steps("unaided_forced", "measured"),
+            "with the solution, step right": over_steps("teacher_unforced", "measured"),
         },
     ),
 ]
