@@ -1,12 +1,14 @@
 """Two processes under torchrun: a step is that of one process with the batches of both.
 
-Started by torchrun, this file is the worker: it runs every case once and leaves what came of it in
-a folder, where the tests, which run the same cases in one process, find it.
+The launcher behind torchrun starts the worker below twice, once for all tests: it runs every case
+and leaves what came of it in a folder, where the tests, which run the same cases in one process,
+find it. Without CUDA the processes are forked, which saves their imports.
 """
 
 import contextlib
 import dataclasses
 import faulthandler
+import gc
 import importlib.util
 import json
 import math
@@ -14,19 +16,20 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # for the worker, which pytest does not start
+from torch.distributed import launcher
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import minisd
 import toy_tasks
 import train_gpt
-from lab import distributed, hf, report, storage
+from lab import base, distributed, hf, report, storage
 from lab.evaluation import evaluate_all, seeded
 from lab.flags import run_main
 from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Teacher, prompts_of
@@ -34,19 +37,22 @@ from toy_tasks import Toy, ToyTask, World
 
 LIMIT_S = 200  # after which a worker that waits for the other says where, and ends
 CPU = torch.device("cpu")
-SDPO, GRPO = {"method": "sdpo"}, {"method": "grpo", "kl_coef": 0.3}
 CASES = {  # name: settings; groups: the problems of each process
-    **{f"sdpo {r}": {**SDPO, "reduction": r, "micro_batch": 3} for r in minisd.REDUCTIONS},
-    **{f"grpo {r}": {**GRPO, "reduction": r} for r in minisd.REDUCTIONS},
+    **{r: {"method": "sdpo_grpo", "kl_coef": 0.3, "reduction": r, "micro_batch": 3}
+       for r in minisd.REDUCTIONS},
     "odd groups": {"method": "sdpo_grpo", "groups": 3, "group_size": 2, "micro_batch": 4},
     "sequence": {"method": "sequence_kl", "importance_cap": 2.0, "reduction": "token_mean"},
-    "trust region": {**SDPO, "teacher": "trust_region", "teacher_update_rate": 0.3},
+    "trust region": {"method": "sdpo", "teacher": "trust_region", "teacher_update_rate": 0.3},
     "snapshot": {"method": "sdft", "teacher": "snapshot", "teacher_every": 1, "chunk_tokens": 7,
                  "activation_checkpointing": True},
     "teacher writes": {"method": "opsd", "student_frac": 0.5, "micro_batch": 3},
     "resampled": {"method": "dapo", "resample": 3, "temperature": 2.0},
     "nothing for one": {"method": "sdft", "rewards_of": 0},  # only of this process are not all 0
 }
+# With divided weights once, whatever the reduction: totals are made before them.
+SHARDS = [(name, shard) for name in CASES for shard in (False, True)
+          if not shard or name not in [*minisd.REDUCTIONS][1:]]
+ONE_LAYER = {"n_layers": 1}  # in whole runs: what fully_shard costs grows with the weights' number
 EVALUATED = ["trust region", "snapshot"]
 ADAPTED = {"shard": None, "method": "rlvr_teacher", "adapt_steps": 1}
 RUNS = {  # name: flags of a whole run, and in which step it is stopped to be gone on with
@@ -167,6 +173,7 @@ def run_commands(folder: Path, commands: list[dict]) -> None:
     """Whole runs, some of them stopped in a step and gone on with."""
     report.draw_curves = lambda path, *_: path.touch()  # takes longer than the run
     train_gpt.LOG_EVERY = 1
+    base.SIZES["base"] = ONE_LAYER
     distributed.process_group = lambda *_: contextlib.nullcontext()  # there is one already
     right = ToyTask.reward
     ToyTask.reward = lambda task, *pair: max(right(task, *pair), sum(map(ord, pair[0])) % 2.0)
@@ -209,22 +216,27 @@ def words(flags: dict) -> list[str]:
     return [f"--{k}" if v is None else f"--{k}={v}" for k, v in flags.items()]
 
 
-def work(arguments: list[str]) -> None:
+def work(folder: Path, commands: list[dict]) -> None:
     """Everything; at the end a run that is refused, by the first process alone."""
-    folder = Path(arguments[0])
     with distributed.process_group(CPU, True, 2, 1.0):
-        for shard in (False, True):
-            results = {name: run_case(name, shard) for name in CASES}
-            if distributed.rank() == 0:
-                torch.save(results, folder / f"{shard}.pt")
-        run_commands(folder, json.loads(arguments[1]))
+        results = {(name, shard): run_case(name, shard) for name, shard in SHARDS}
+        if distributed.rank() == 0:
+            torch.save(results, folder / "steps.pt")
+        run_commands(folder, commands)
         train_gpt.main(["--device=cpu", f"--out_dir={folder / 'taken' / 'run'}"])
 
 
-if __name__ == "__main__":
-    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+def worker(folder: Path, commands: list[dict]) -> None:
+    """One of the two processes, from its start to its end."""
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=sys.__stderr__)
+    gc.freeze()  # else every collection touches, so copies, the memory of all tests
     torch.set_num_threads(1)
-    run_main("worker", work)
+    warnings.resetwarnings()  # errors are those of pytest
+    with contextlib.ExitStack() as stack:
+        for kind in ("stdout", "stderr"):
+            file = stack.enter_context((folder / f"{kind}-{os.environ['RANK']}").open("w"))
+            stack.enter_context(getattr(contextlib, f"redirect_{kind}")(file))
+        run_main("worker", lambda _: work(folder, commands))
 
 
 # The tests ----------------------------------------------------------------------------------------
@@ -237,12 +249,18 @@ def worked(tmp_path_factory) -> Path:
     (folder / "taken").touch()  # a file, below which no run's folder can be made
     commands = [run_flags(folder / name, **TOY | rest) for name, rest in RUNS.items()]
     commands += text_run(folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               __file__, str(folder), json.dumps(commands)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    (folder / "stdout").write_text(done.stdout)
-    (folder / "stderr").write_text(done.stderr)
-    (folder / "returncode").write_text(str(done.returncode))
+    start = "spawn" if torch.cuda.is_available() else "fork"
+    config = launcher.LaunchConfig(
+        1, 1, 2, DefaultLogsSpecs(str(folder / "logs")), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, start_method=start)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    with pytest.raises(ChildFailedError) as failed:
+        launcher.elastic_launch(config, worker)(folder, commands)
+    for number, handler in handlers.items():  # the launcher leaves its own
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    rank, failure = failed.value.get_first_failure()
+    (folder / "failure.json").write_text(json.dumps([rank, failure.exitcode]))
     return folder
 
 
@@ -278,11 +296,10 @@ def union(name: str, rows: list[list[minisd.Row]], state: storage.State) -> Batc
     return batch
 
 
-@pytest.mark.parametrize("shard", [False, True], ids=["whole", "divided"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name, shard", SHARDS)
 def test_a_step_of_two_processes_is_that_of_one_with_the_batches_of_both(name, shard, worked):
     """Catches means of means, a rank that is left out, and teachers that stay behind."""
-    found = torch.load(worked / f"{shard}.pt", weights_only=False)[name]
+    found = torch.load(worked / "steps.pt", weights_only=False)[name, shard]
     rows, state, _ = found.pop("rows"), new_state(name, shard=False), found.pop("evaluated", None)
     assert len(rows) == 2 and rows[0] != rows[1], "each process draws its own problems"
     expected = one_step(name, state, union(name, rows, state))
@@ -297,7 +314,7 @@ def test_a_step_of_two_processes_is_that_of_one_with_the_batches_of_both(name, s
 @pytest.mark.parametrize("name", EVALUATED)
 def test_an_evaluation_does_not_depend_on_the_number_of_processes(name, shard, worked):
     """Catches completions that are lost, doubled or in another order, or of other uniforms."""
-    found = torch.load(worked / f"{shard}.pt", weights_only=False)[name]
+    found = torch.load(worked / "steps.pt", weights_only=False)[name, shard]
     state = new_state(name, shard=False)
     one_step(name, state, union(name, found["rows"], state))
     assert found["evaluated"] == [evaluations(name, state)] * 2
@@ -339,6 +356,7 @@ def outcome(folder: Path) -> dict:
 def test_a_run_goes_on_with_as_many_processes_alone(worked, monkeypatch):
     """Catches a run that goes on with the generators of some of its processes."""
     monkeypatch.chdir(worked)
+    monkeypatch.setitem(base.SIZES, "base", ONE_LAYER)
     before = sorted(Path("whole stopped copy").rglob("*"))
     with pytest.raises(ValueError, match=r"--resume: .* 2 processes") as error:
         train_gpt.main(["--resume", "whole stopped copy"])
@@ -361,8 +379,9 @@ def test_a_checkpoint_is_trained_in_parts(worked):
 
 def test_an_error_ends_all_processes_and_is_said_once(worked):
     """Catches one that waits for ever for one that has failed, or speaks of it as well."""
-    said, out = ((worked / name).read_text() for name in ("stderr", "stdout"))
-    assert (worked / "returncode").read_text() == "1"  # that of torchrun
+    assert json.loads((worked / "failure.json").read_text()) == [0, 2]  # rank, exit code
+    said, out = ("".join((worked / f"{kind}-{rank}").read_text() for rank in (0, 1))
+                 for kind in ("stderr", "stdout"))
     assert said.count("worker: error: --out_dir: ") == 1
     assert '/test_distributed.py", line' not in said
     assert out.count("written: ") == len(RUNS) + (worked / "text").exists()
