@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 
-def mean_and_interval(values: list[float]) -> dict:
+def mean_and_interval(values: list[float], share: float = 0.95) -> dict:
     """Mean, 95 % interval (Student's t) of independent values, and their number n.
 
     The interval of one value is unknown: low and high are None.
@@ -15,7 +15,7 @@ def mean_and_interval(values: list[float]) -> dict:
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "n": n}
     # Not stats.t.interval, which is nan where all values are equal.
-    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+    half = float(stats.t.ppf((1 + share) / 2, n - 1) * stats.sem(values))
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 

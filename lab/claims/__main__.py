@@ -1,11 +1,11 @@
 """Published statements about self-distillation as experiments that can fail.
 
-python -m lab.claims list                   # their names and titles
-python -m lab.claims coverage --seeds 5     # one claim: runs, table, verdict, picture
-python -m lab.claims all --seeds 5          # all of them; finished runs are never repeated
+python -m lab.claims list             # their names and titles
+python -m lab.claims suppression      # one claim: runs in eight universes, verdict, picture
+python -m lab.claims all              # all of them; finished runs are never repeated
 
-Any other flag of train_gpt.py goes to all arms. Every run is a command of its own, printed as one
-can paste it; an interrupted call goes on where it stopped.
+Any other flag of train_gpt.py goes to all arms. Every run is a command of its own, which claims.md
+has as one can paste it; an interrupted call goes on where it stopped.
 """
 
 import argparse
@@ -15,42 +15,63 @@ import os
 import time
 from pathlib import Path
 
-from lab.claims.claim import Claim, all_claims
-from lab.claims.judge import MIN_SEEDS, judge
+from tqdm import tqdm
+
+from lab.claims.claim import Claim, all_claims, modules
+from lab.claims.judge import judge
 from lab.claims.pictures import draw_claim
-from lab.claims.runs import Flags, Run, arm_numbers, code_hash, run_all, runs_of, split_flags
-from lab.claims.text import claim_text, claims_markdown
+from lab.claims.runs import (
+    Flags,
+    Run,
+    arm_numbers,
+    arms_in,
+    bases_of,
+    code_hash,
+    run_all,
+    runs_of,
+    split_flags,
+    varying,
+)
+from lab.claims.text import claim_text, claims_markdown, time_text, verdict_line
+from lab.claims.universes import UNIVERSES, Universe
 from lab.flags import OneLineParser, run_main
 from lab.storage import write_atomically, write_json
 
-OWN = ("--seeds", "--seed", "--workers", "--out_dir")
-REFUSED = ("--method", "--init", "--data", "--resume")  # arms set the method, all are in the toy
+OWN = ("--universes", "--workers", "--out_dir")
+REFUSED = {  # flag: why not
+    "--method": "see their arms", "--init": "all are in the toy", "--data": "all are in the toy",
+    "--resume": "the same command goes on", "--seed": "it is the number of the universe",
+}
+SHOWN = 3  # claims up to which all of a claim is shown on the terminal
 
 
 def main(argv: list[str]) -> None:
-    claims = all_claims()
+    claims, others = all_claims(), other_commands()
+    if argv and argv[0] in others:
+        return others[argv[0]](argv[1:])
     settings, given = settings_of(argv)
     names = list(dict.fromkeys(settings.names)) or ["list"]
     for name in names:
         if name not in (*claims, "all", "list"):
-            raise ValueError(f"claim: {name!r}; allowed: all, list, {', '.join(claims)}")
+            known = ", ".join(("all", "list", *others, *claims))
+            raise ValueError(f"claim: {name!r}; allowed: {known}")
     if "list" in names:
         print("\n".join(f"{name:18}{claim.title}" for name, claim in claims.items()))
         return
     chosen = {name: claims[name] for name in (claims if "all" in names else names)}
-    seeds = list(range(settings.seed, settings.seed + settings.seeds))
     folder, start = Path(settings.out_dir), time.perf_counter()
-    known = read_rows(folder)
-    rows = run_claims(chosen, given, seeds, folder, settings.workers)
-    kept = known | rows
-    kept = {name: kept[name] for name in (*claims, *known) if name in kept}
-    write_json(folder / "claims.json", rounded(kept))
-    write_atomically(folder / "claims.md", lambda path: path.write_text(claims_markdown(kept)))
-    for name, row in rows.items():
-        draw_claim(folder / f"claim-{name}.png", chosen[name], row)
-        print(f"\n{claim_text(name, row)}")
+    rows = run_claims(
+        chosen, given, UNIVERSES[: settings.universes], folder, settings.workers, order=[*claims])
+    if len(rows) <= SHOWN:
+        print("\n" + "\n\n".join(map(claim_text, rows)))
     print(f"\nwritten: {folder / 'claims.json'}, {folder / 'claims.md'}, claim-<name>.png")
-    print(f"{time.perf_counter() - start:.0f} seconds")
+    print(time_text(time.perf_counter() - start))
+
+
+def other_commands() -> dict:
+    """The modules of this package that are no claim and have a main(arguments), by name."""
+    found = {name: getattr(module, "main", None) for name, module in modules().items()}
+    return {name: function for name, function in found.items() if function}
 
 
 def settings_of(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
@@ -59,9 +80,9 @@ def settings_of(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
         prog="python -m lab.claims", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    count = len(UNIVERSES)
     parser.add_argument("names", nargs="*", default=[], help="claims, or all, or list")
-    parser.add_argument("--seeds", type=int, default=MIN_SEEDS, help="how many (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    parser.add_argument("--universes", type=int, default=count, help="the first n (default: 8)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--out_dir", default="out/claims", help="default: out/claims")
     if {"-h", "--help"} & set(argv):
@@ -69,50 +90,65 @@ def settings_of(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     words, flags = split_flags(argv)
     own = [part for k, v in flags.items() if k in OWN for part in (k, *([v] if v else []))]
     settings = parser.parse_args([*words, *own])
-    for name, least in (("seeds", 1), ("seed", 0), ("workers", 1)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"--{name}: {getattr(settings, name)}; allowed: {least} or more")
-    for name in REFUSED:
+    for name, most in (("universes", count), ("workers", 1000)):
+        if not 1 <= (value := getattr(settings, name)) <= most:
+            raise ValueError(f"--{name}: {value}; allowed: 1 to {most}")
+    for name, why in REFUSED.items():
         if name in flags:
-            raise ValueError(f"{name}: {flags[name]!r}; allowed: not with claims, see their arms")
+            raise ValueError(f"{name}: {flags[name]!r}; allowed: not with claims ({why})")
     return settings, {k: v for k, v in flags.items() if k not in OWN}
 
 
 def run_claims(
-    claims: dict[str, Claim], given: Flags, seeds: list[int], folder: Path, workers: int
-) -> dict[str, dict]:
-    """The judged row of every claim. Arms that claims share run once."""
+    claims: dict[str, Claim], given: Flags, universes: list[Universe], folder: Path, workers: int,
+    order: list[str],
+) -> list[dict]:
+    """The judged rows of claims, which are also written as soon as their runs are done.
+
+    Arms that claims share run once. order: of the rows in claims.json, which may have others.
+    """
+    kept = {row["claim"]: row for row in read_rows(folder)}
     runs = {
-        (name, arm, seed): runs_of(content, given, seed, folder)
-        for seed in seeds
-        for name, claim in claims.items()
-        for arm, content in claim.arms.items()
-    }
-    for name, claim in claims.items():
-        print(f"{name}: {claim.title}")
-        for arm in claim.arms:
-            print("".join(f"  {arm}: {run.text}\n" for run in runs[name, arm, seeds[0]]), end="")
-    run_all(list(runs.values()), workers)
-    return {
-        name: row_of(claim, given, seeds, {k[1:]: v for k, v in runs.items() if k[0] == name})
+        name: [
+            {arm: runs_of(content, given, u, folder) for arm, content in arms_in(claim, u).items()}
+            for u in universes
+        ]
         for name, claim in claims.items()
     }
+    rows, width = {}, 1 + max(map(len, claims))
+
+    def finished(name: str, seconds: float) -> None:
+        numbers = [{arm: arm_numbers(r) for arm, r in arms.items()} for arms in runs[name]]
+        rows[name] = row_of(claims[name], given, universes, runs[name], numbers)
+        kept[name] = rounded(rows[name])
+        write_rows(folder, [kept[n] for n in dict.fromkeys((*order, *kept)) if n in kept])
+        draw_claim(folder / f"claim-{name}.png", claims[name], kept[name], numbers)
+        left = f", {time_text(seconds)} left" if len(rows) < len(claims) else ""
+        count = f"[{len(rows):{len(str(len(claims)))}}/{len(claims)}]"
+        tqdm.write(f"{count} {verdict_line(rows[name], width)}{left}")
+
+    queues = {name: [r for arms in of for r in arms.values()] for name, of in runs.items()}
+    run_all(queues, workers, finished)
+    return [kept[name] for name in claims]
 
 
-def row_of(claim: Claim, given: Flags, seeds: list[int], runs: dict[tuple, list[Run]]) -> dict:
-    """All that is kept of a claim whose runs, by arm and seed, are done."""
-    by_seed = [{arm: arm_numbers(runs[arm, seed]) for arm in claim.arms} for seed in seeds]
-    arms = {}
-    for arm in claim.arms:
-        commands = [run.text for run in runs[arm, seeds[0]]]
-        arms[arm] = {"commands": commands, "runs": [rounded(numbers[arm]) for numbers in by_seed]}
+def row_of(
+    claim: Claim, given: Flags, universes: list[Universe], runs: list[dict[str, list[Run]]],
+    numbers: list[dict],
+) -> dict:
+    """All that is kept of a claim whose runs, by universe and arm, are done."""
+    nothing = {arm: {} for arm in claim.once}  # outside the first universe
+    found = judge(
+        claim, universes, [nothing | n for n in numbers], bases=list(bases_of(claim)),
+        factors=varying(claim, given),
+    )
     return {
-        "source": claim.source, "published": claim.published, "prediction": claim.predicted,
-        "seeds": seeds, "flags": given,
-        **judge(claim.statements, claim.control, by_seed),
-        "comment": claim.found, "code": [code_hash()],
-        "core_seconds": sum(n.get("seconds", 0) for numbers in by_seed for n in numbers.values()),
-        "arms": arms,
+        "claim": claim.name, "title": claim.title, "source": claim.source,
+        "published": claim.published, "predicted": claim.predicted, "found": claim.found, **found,
+        "commands": {arm: [run.text for run in of] for arm, of in runs[0].items()},
+        "code": code_hash(),
+        "core_seconds": sum(n.get("seconds", 0) for arms in numbers for n in arms.values()),
+        "flags": given,
     }
 
 
@@ -127,11 +163,18 @@ def rounded(value):
     return value
 
 
-def read_rows(folder: Path) -> dict[str, dict]:
+def write_rows(folder: Path, rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "claims.json", rows)
+    text = claims_markdown(rows)
+    write_atomically(folder / "claims.md", lambda path: path.write_text(text))
+
+
+def read_rows(folder: Path) -> list[dict]:
     """The rows of earlier calls. Raises ValueError if claims.json is none of this version."""
     path = folder / "claims.json"
     if not path.exists():
-        return {}
+        return []
     try:
         rows = json.loads(path.read_text())
         claims_markdown(rows)  # it looks at all that a row must have

@@ -89,6 +89,8 @@ def claim_of(name: str, module: ModuleType) -> Claim:
     once = getattr(module, "ONCE", {})
     if twice := module.ARMS.keys() & once.keys():
         raise ValueError(f"lab/claims/{name}.py: {', '.join(twice)} in ARMS and in ONCE")
+    if "base" in module.ARMS | once:
+        raise ValueError(f"lab/claims/{name}.py: an arm is called base, as the base model is")
     return Claim(
         name=name,
         title=paragraphs[0],

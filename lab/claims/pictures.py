@@ -1,4 +1,4 @@
-"""The picture of a judged claim: what was measured in every arm, each statement at its bound."""
+"""The picture of a judged claim: its effect and its control in every universe, and its panels."""
 
 import math
 import textwrap
@@ -6,121 +6,180 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.claims.arms import Measure
 from lab.claims.claim import Claim
-from lab.claims.statements import Panel, Runs, number
-from lab.claims.text import control_text
-from lab.statistics import mean_and_interval
+from lab.claims.judge import interval_text
+from lab.claims.statements import Panel, Runs
+from lab.claims.text import MARKS, bound_text, count_text
+from lab.claims.universes import STEPS
+from lab.report import save_figure
 
-VERDICT_COLOURS = {"reproduced": "tab:green", "not reproduced": "tab:orange", "opposite": "tab:red"}
-TITLES = {
-    "accuracy": "accuracy (fraction)",
-    "markers": "epistemic markers per completion",
-    "direct": "share of direct answers (fraction)",
-    "tokens": "completion length (tokens)",
-    "remark": "share with the closing remark (fraction)",
+COLOURS = {"half": "tab:blue", "twice": "tab:orange"}  # of the learning rate
+SHAPES = dict(zip(STEPS, "o^"))
+GREY, BAR = "0.4", "0.25"  # of dots whose learning rate is all the same, of means
+VERDICT_COLOURS = {"reproduced": "tab:green", "opposite": "tab:red", "fragile": "tab:brown"}
+PLACES = {"effect": 1.0, "control": 0.0}  # on the vertical axis
+
+
+def draw_claim(path: Path, claim: Claim, row: dict, runs: list[Runs]) -> None:
+    """claim-<name>.png: the effect and its control, then the claim's panels."""
+    from matplotlib.figure import Figure
+
+    runs = [{arm: {} for arm in claim.all_arms} | numbers for numbers in runs]
+    width, count = 8.5 + 4.6 * len(claim.panels), len(claim.panels)
+    figure = Figure(figsize=(width, 5.4), layout="constrained")
+    grid = figure.add_gridspec(1, 1 + count, width_ratios=[8.5, *[4.6] * count])
+    letters = int(11.5 * width)
+    title = textwrap.fill(claim.title, int(0.85 * letters))
+    figure.suptitle(title, ha="left", x=0.01, fontsize=13, fontweight="bold")
+    draw_universes(figure.add_subplot(grid[0]), row)
+    for i, panel in enumerate(claim.panels, start=1):
+        draw_panel(figure.add_subplot(grid[i]), panel, runs)
+    said = f"Published: {row['published']} ({row['source']})."
+    figure.supxlabel(textwrap.fill(said, int(1.4 * letters)), ha="left", x=0.01, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(path, figure)
+
+
+def draw_universes(axes, row: dict) -> None:
+    """A dot for each universe in two lines, the effect above its control; means with intervals."""
+    label, names = labels(row["effect"]["words"], row["control"]["words"])
+    # One above the other in the same order, so that a pair can be followed.
+    shifts = np.linspace(0.24, -0.16, len(row["universes"]))
+    for shift, universe in zip(shifts, row["universes"]):
+        for what, y in PLACES.items():
+            if universe[what] is not None:
+                axes.plot(universe[what], y + shift, **dot(universe, row["varied"]))
+    for what, y in PLACES.items():
+        draw_mean(axes, row[what], y - 0.3)
+    axes.axvline(0, color="0.5", lw=1)
+    draw_bound(axes, row["effect"])
+    axes.set_yticks(list(PLACES.values()), [names[what] for what in PLACES], fontsize=9)
+    axes.set_ylim(-0.5, 1.5)
+    axes.axhline(0.5, color="0.85", lw=1)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.25)
+    colour = VERDICT_COLOURS.get(row["verdict"], "0.35")
+    why = f": {row['why']}" if row["why"] else ""
+    said = f"{MARKS[row['verdict']]} {row['verdict'].upper()}, holds in {count_text(row)}{why}"
+    axes.set_title(textwrap.fill(said, 105), loc="left", fontsize=10, color=colour)
+    # DejaVu Sans, which matplotlib brings along, has the marks.
+    axes.title.set_fontfamily("DejaVu Sans")
+    axes.legend(
+        handles=legend_handles(row["varied"]), ncols=1 + len(row["varied"]), fontsize=8,
+        title="a dot: one universe, with a seed of its own", title_fontsize=8,
+        loc="upper center", bbox_to_anchor=(0.5, -0.13),
+    )
+
+
+def dot(universe: dict, varied: list[str]) -> dict:
+    """How a universe is drawn: colour: learning rate, shape: steps, filled: all pretraining.
+
+    What does not differ between a claim's runs does not show.
+    """
+    colour = COLOURS[universe["learning_rate"]] if "learning_rate" in varied else GREY
+    marker = SHAPES[universe["steps"] if "steps" in varied else STEPS[0]]
+    inside = colour if universe["base"] == "full" or "base" not in varied else "white"
+    look = {"marker": marker, "color": colour, "markerfacecolor": inside}
+    return look | {"markersize": 8, "linestyle": "none", "markeredgewidth": 1.6}
+
+
+WORDS = {  # of the legend
+    "learning_rate": {"half": "half the best learning rate", "twice": "twice the best"},
+    "steps": {steps: f"{steps} steps" for steps in STEPS},
+    "base": {"full": "all pretraining", "70 %": "70 % of it"},
 }
 
 
-def draw_claim(path: Path, claim: Claim, row: dict) -> None:
-    """claim-<name>.png, from left to right: panels, what the arms have in common, statements."""
-    from matplotlib.figure import Figure
+def legend_handles(varied: list[str]) -> list:
+    """What colours, shapes and fillings mean, in words."""
+    from matplotlib.lines import Line2D
 
-    runs = [{arm: a["runs"][i] for arm, a in row["arms"].items()} for i in range(len(row["seeds"]))]
-    trained = [name for name, arm in claim.arms.items() if not isinstance(arm, Measure)]
-    shown = claim.shown if trained else []
-    columns, count = len(shown) + len(claim.panels), len(row["statements"]) + 1
-    width = 4.2 * columns + 6
-    height = 2.2 + max(0.8 * count, 0.32 * len(trained) * bool(shown), 3.2)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    heading = f"{claim.name}: {row['verdict'].upper()}. Predicted: {row['prediction']}"
-    figure.suptitle(textwrap.fill(heading, int(11 * width)), ha="left", x=0.01, fontsize=11)
-    grid = figure.add_gridspec(1, columns + 1, width_ratios=[4.2] * columns + [6])
-    for i, panel in enumerate(claim.panels):
-        draw_panel(figure.add_subplot(grid[i]), panel, runs)
-    for i, what in enumerate(shown, start=len(claim.panels)):
-        draw_arms(figure.add_subplot(grid[i]), what, trained, runs, labelled=i == len(claim.panels))
-    cells = grid[columns].subgridspec(count, 1)
-    control = {"above": None, "below": None, "verdict": f"control, {control_text(row)}"}
-    results = [*row["statements"], row["control"] | control]
-    for cell, result in zip(cells, results):
-        draw_statement(figure.add_subplot(cell), result)
-    seeds = f"{row['seeds'][0]} to {row['seeds'][-1]}"
-    caption = (
-        f"Bars and bands: mean and 95 % interval over seeds {seeds}; small dots: seeds. Right: "
-        "what was stated beforehand, shaded where it was predicted to lie; accuracy and shares as "
-        f"fractions. Published: {row['published']} ({row['source']})"
+    usual = {"learning_rate": "half", "steps": STEPS[0], "base": "full"}
+    handles = [
+        Line2D([], [], label=words, **dot(usual | {factor: level}, [factor]))
+        for factor in varied for level, words in WORDS[factor].items()
+    ]
+    bar = {"color": BAR, "marker": "|", "markersize": 12, "lw": 2.5}
+    return [*handles, Line2D([], [], label="mean, 95 % interval", **bar)]
+
+
+def draw_mean(axes, result: dict, y: float) -> None:
+    """A bar for the interval, and the numbers beside it."""
+    if result["mean"] is None:
+        return
+    low, high = (result["mean"] if result[k] is None else result[k] for k in ("low", "high"))
+    axes.plot([low, high], [y, y], color=BAR, lw=2.5, solid_capstyle="butt")
+    axes.plot(result["mean"], y, marker="|", markersize=14, color=BAR, markeredgewidth=2.5)
+    axes.annotate(
+        interval_text(result), (result["mean"], y), xytext=(0, -9), textcoords="offset points",
+        ha="center", va="top", fontsize=9, color=BAR,
     )
-    figure.supxlabel(textwrap.fill(caption, int(15 * width)), ha="left", x=0.01, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
 
 
-def draw_statement(axes, result: dict) -> None:
-    """An interval against the bound that the prediction shades; the control has no colour."""
-    bound = result["above"] if result["below"] is None else result["below"]
-    control = bound is None
-    colour = "0.4" if control else VERDICT_COLOURS.get(result["verdict"], "tab:blue")
-    half = 0 if result["low"] is None else result["high"] - result["mean"]
-    if result["mean"] is not None:
-        axes.errorbar(result["mean"], 0, xerr=half, fmt="o", capsize=4, color=colour)
-    axes.plot(result["values"], [-0.35] * len(result["values"]), ".", color=colour, alpha=0.5)
-    axes.axvline(0, color="0.7", lw=0.8)
-    if not control:
-        low, high = axes.get_xlim()
-        low, high = min(low, bound), max(high, bound)
-        low, high = low - 0.15 * (high - low), high + 0.15 * (high - low)
-        predicted = (bound, high) if result["below"] is None else (low, bound)
-        axes.axvspan(predicted[0], predicted[1], alpha=0.12)
-        axes.set_xlim(low, high)
-    words = f"{result['verdict']}: {result['words']}"
-    axes.set_title(textwrap.fill(words, 78), fontsize=8, loc="left", color=colour)
-    axes.set(yticks=[], ylim=(-0.7, 0.5))
-    axes.tick_params(labelsize=8)
+def draw_bound(axes, effect: dict) -> None:
+    """The bound, dashed, and where the effect was predicted to lie, shaded."""
+    low, high = axes.get_xlim()
+    if "within" in effect:
+        bounds = [-effect["within"], effect["within"]]
+    else:
+        bounds = [float(effect["bound"].split()[1])]
+    low, high = min(low, *bounds, 0), max(high, *bounds, 0)
+    low, high = low - 0.12 * (high - low), high + 0.12 * (high - low)
+    for bound in bounds:
+        axes.axvline(bound, color="tab:green", ls="--", lw=1.2)
+    if len(bounds) == 1:
+        bounds = [low, bounds[0]] if effect["bound"].startswith("<") else [bounds[0], high]
+    axes.axvspan(*bounds, ymin=0.5, color="tab:green", alpha=0.08, lw=0)
+    axes.text(
+        np.mean(bounds), 1.46, f"predicted: {bound_text(effect)}", ha="center", va="top",
+        fontsize=9, color="tab:green",
+    )
+    axes.set_xlim(low, high)
 
 
-def draw_arms(axes, what: str, arms: list[str], runs: list[Runs], labelled: bool) -> None:
-    """One number after training in every arm, the untrained model as a vertical line."""
-    split, _, measure = what.partition(".")
-    for y, arm in enumerate(arms):
-        values = [number(r, what, arm) for r in runs]
-        before = float(np.mean([number(r, f"before.{what}", arm) for r in runs]))
-        axes.plot([before] * 2, [y - 0.35, y + 0.35], color="0.4", lw=1.2)
-        m = mean_and_interval(values)
-        half = 0 if m["low"] is None else m["high"] - m["mean"]
-        axes.errorbar(m["mean"], y, xerr=half, fmt="o", capsize=3, color="tab:blue")
-        axes.plot(values, [y] * len(values), ".", color="tab:blue", alpha=0.35)
-    axes.plot([], [], color="0.4", lw=1.2, label="before training")
-    axes.set_yticks(range(len(arms)), arms if labelled else [""] * len(arms), fontsize=8)
-    axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_title(f"{split} problems:\n{TITLES.get(measure, measure)}", fontsize=9)
-    axes.set_xlim(0, 1.02 if measure in ("accuracy", "direct", "remark") else None)
-    axes.grid(axis="x", alpha=0.3)
-    if labelled:
-        axes.legend(fontsize=7)
+def labels(effect: str, control: str) -> tuple[str, dict[str, str]]:
+    """The axis: what both have in common, such as `change of x (unit)`; and what each one is."""
+    parts = [words.rpartition(": ") for words in (effect, control)]
+    same = parts[0][0] == parts[1][0] != ""
+    label = parts[0][0] if same else "the effect, and the same without its cause"
+    names = [p[2].replace("'", "") if same else words for p, words in zip(parts, (effect, control))]
+    return label, {
+        what: textwrap.fill(f"{what}: {name}", 26) for what, name in zip(PLACES, names)
+    }
 
 
 def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
-    """Curves with their 95 % intervals over seeds."""
-    labels = panel.x(runs[0]) if callable(panel.x) else panel.x
-    numeric = not any(isinstance(x, str) for x in labels)
-    x = labels if numeric else list(range(len(labels)))
+    """Curves: a thin line for each universe, a thick one for their mean; dots without an order."""
+    xs = [panel.x(r) if callable(panel.x) else panel.x for r in runs]
+    longest = max(xs, key=len)
+    numeric = not any(isinstance(x, str) for x in longest)
     for i, (label, curve) in enumerate(panel.curves.items()):
-        by_seed = [[math.nan if y is None else y for y in curve(r)] for r in runs]
-        points = [mean_and_interval(list(values)) for values in zip(*by_seed)]
-        means = [p["mean"] for p in points]
-        known = bool(points) and points[0]["low"] is not None
-        half = [p["high"] - p["mean"] if known else 0 for p in points]
-        if panel.joined:
-            (line,) = axes.plot(x[: len(means)], means, marker=".", label=label)
-            band = [[m + sign * h for m, h in zip(means, half)] for sign in (-1, 1)]
-            axes.fill_between(x[: len(means)], *band, alpha=0.15, color=line.get_color())
-        else:
-            beside = [place + 0.1 * i for place in x[: len(means)]]
-            axes.errorbar(beside, means, yerr=half, fmt="o", capsize=4, label=label)
+        colour, ys = f"C{i}", [known(curve(r), x) for r, x in zip(runs, xs)]
+        for x, y in zip(xs, ys):
+            places = x if numeric else np.arange(len(x)) + 0.1 * i
+            style = {"lw": 0.6} if panel.joined else {"lw": 0, "marker": ".", "markersize": 4}
+            axes.plot(places[: len(y)], y, color=colour, alpha=0.5, **style)
+        place, mean = mean_curve(xs if numeric else [list(range(len(x))) for x in xs], ys)
+        style = {"lw": 2.4} if panel.joined else {"lw": 0, "marker": "_", "markersize": 14}
+        beside = 0 if numeric else 0.1 * i
+        axes.plot([p + beside for p in place], mean, color=colour, label=label, **style)
     if not numeric:
-        axes.set_xticks(x, labels, rotation=30 * (len(x) > 5))
-    axes.set_title(panel.title, fontsize=9)
-    axes.set_xlabel(panel.x_label, fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+        axes.set_xticks(range(len(longest)), longest, rotation=30 * (len(longest) > 5))
+    axes.set_title(textwrap.fill(panel.title, 46), fontsize=10)
+    axes.set_xlabel(panel.x_label)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def known(values: list, x: list) -> list[float]:
+    """A curve as floats, nan for None, no longer than its x."""
+    return [math.nan if y is None else float(y) for y in values[: len(x)]]
+
+
+def mean_curve(xs: list[list], ys: list[list[float]]) -> tuple[list, list[float]]:
+    """The mean at every x that all curves with a finite value have."""
+    curves = [dict(zip(x, y)) for x, y in zip(xs, ys)]
+    curves = [{x: y for x, y in curve.items() if math.isfinite(y)} for curve in curves]
+    curves = [curve for curve in curves if curve]
+    places = [x for x in curves[0] if all(x in curve for curve in curves)] if curves else []
+    return places, [float(np.mean([curve[x] for curve in curves])) for x in places]
