@@ -117,13 +117,13 @@ def run_claims(
     }
     rows, width = {}, 1 + max(map(len, claims))
 
-    def finished(name: str, seconds: float) -> None:
+    def finished(name: str, seconds: float | None) -> None:
         numbers = [{arm: arm_numbers(r) for arm, r in arms.items()} for arms in runs[name]]
         rows[name] = row_of(claims[name], given, universes, runs[name], numbers)
         kept[name] = rounded(rows[name])
         write_rows(folder, [kept[n] for n in dict.fromkeys((*order, *kept)) if n in kept])
         draw_claim(folder / f"claim-{name}.png", claims[name], kept[name], numbers)
-        left = f", {time_text(seconds)} left" if len(rows) < len(claims) else ""
+        left = f", {time_text(seconds)} left" if seconds else ""
         count = f"[{len(rows):{len(str(len(claims)))}}/{len(claims)}]"
         tqdm.write(f"{count} {verdict_line(rows[name], width)}{left}")
 

@@ -5,25 +5,31 @@ Source: Kim et al. 2603.24472.
 Published: an order by argument, none < part of the solution < regenerated answer < solution, with
 markers per completion 182 / 160 / 24 / 9; I itself was not measured.
 
-Predicted: The whole solution takes at least 0.2 markers per completion more than half of it does,
-and as much more where documents with these two contexts have swapped how sure their authors are,
-while what the contexts tell stays: information, not manner, would be the cause. Over seven
-contexts the loss of markers follows the measured H(y|x) - H(y|x,c).
+Predicted: The whole solution takes at least 0.2 markers per completion more than half of it does.
+Where both contexts are another problem's solution, which tells nothing, and only the authors are as
+sure as with these two, there is no such difference. Over seven contexts the loss of markers
+follows the measured H(y|x) - H(y|x,c).
 """
 
 from lab.claims.arms import CONTEXTS, Measure
 from lab.claims.statements import Panel, Quantity, Runs, at, change, changed, room
 from lab.statistics import rank_correlation
 
-SWAPPED = "--world certainty.solution=0.4,certainty.partial=0.93"
+OTHER, SURE = CONTEXTS["other_problem"], "--world certainty.other_problem"
 ARMS = {
     "solution": CONTEXTS["solution"],
     "partial": CONTEXTS["partial"],
-    "solution, swapped": f"{CONTEXTS['solution']} {SWAPPED}",
-    "partial, swapped": f"{CONTEXTS['partial']} {SWAPPED}",
+    "nothing told, as sure as solution": f"{OTHER} {SURE}=0.93",
+    "as sure as partial": f"{OTHER} {SURE}=0.4",
 }
-EFFECT = change("fresh.markers", "solution") - change("fresh.markers", "partial") < -0.2
-CONTROL = change("fresh.markers", "solution, swapped") - change("fresh.markers", "partial, swapped")
+
+
+def lost(name: str, other: str) -> Quantity:
+    return change("fresh.markers", name) - change("fresh.markers", other)
+
+
+EFFECT = lost("solution", "partial") < -0.2
+CONTROL = lost("nothing told, as sure as solution", "as sure as partial")
 TESTABLE = [room("fresh.markers", "solution", floor=0)]
 ONCE = {
     "measured": Measure("information"),

@@ -152,18 +152,17 @@ def draw_panel(axes, panel: Panel, runs: list[Runs]) -> None:
     """Curves: a thin line for each universe, a thick one for their mean; dots without an order."""
     xs = [panel.x(r) if callable(panel.x) else panel.x for r in runs]
     longest = max(xs, key=len)
-    numeric = not any(isinstance(x, str) for x in longest)
+    words = any(isinstance(x, str) for x in longest)
+    thin = {"lw": 0.6} if panel.joined else {"lw": 0, "marker": ".", "markersize": 4}
+    thick = {"lw": 2.4} if panel.joined else {"lw": 0, "marker": "_", "markersize": 14}
     for i, (label, curve) in enumerate(panel.curves.items()):
-        colour, ys = f"C{i}", [known(curve(r), x) for r, x in zip(runs, xs)]
-        for x, y in zip(xs, ys):
-            places = x if numeric else np.arange(len(x)) + 0.1 * i
-            style = {"lw": 0.6} if panel.joined else {"lw": 0, "marker": ".", "markersize": 4}
-            axes.plot(places[: len(y)], y, color=colour, alpha=0.5, **style)
-        place, mean = mean_curve(xs if numeric else [list(range(len(x))) for x in xs], ys)
-        style = {"lw": 2.4} if panel.joined else {"lw": 0, "marker": "_", "markersize": 14}
-        beside = 0 if numeric else 0.1 * i
-        axes.plot([p + beside for p in place], mean, color=colour, label=label, **style)
-    if not numeric:
+        shift = 0.0 if panel.joined else 0.1 * i  # dots of one x stand side by side
+        places = [np.arange(len(x)) + shift for x in xs] if words else xs
+        ys = [known(curve(r), x) for r, x in zip(runs, xs)]
+        for place, y in zip(places, ys):
+            axes.plot(place[: len(y)], y, color=f"C{i}", alpha=0.5, **thin)
+        axes.plot(*mean_curve(places, ys, words), color=f"C{i}", label=label, **thick)
+    if words:
         axes.set_xticks(range(len(longest)), longest, rotation=30 * (len(longest) > 5))
     axes.set_title(textwrap.fill(panel.title, 46), fontsize=10)
     axes.set_xlabel(panel.x_label)
@@ -176,10 +175,17 @@ def known(values: list, x: list) -> list[float]:
     return [math.nan if y is None else float(y) for y in values[: len(x)]]
 
 
-def mean_curve(xs: list[list], ys: list[list[float]]) -> tuple[list, list[float]]:
-    """The mean at every x that all curves with a finite value have."""
-    curves = [dict(zip(x, y)) for x, y in zip(xs, ys)]
-    curves = [{x: y for x, y in curve.items() if math.isfinite(y)} for curve in curves]
+def mean_curve(
+    xs: list[list], ys: list[list[float]], words: bool
+) -> tuple[list[float], list[float]]:
+    """The mean over the universes that have a finite value.
+
+    Of numbers, such as steps, only as far as all of these go: else it would jump where one ends.
+    """
+    curves = [{x: v for x, v in zip(x, y) if math.isfinite(v)} for x, y in zip(xs, ys)]
     curves = [curve for curve in curves if curve]
-    places = [x for x in curves[0] if all(x in curve for curve in curves)] if curves else []
-    return places, [float(np.mean([curve[x] for curve in curves])) for x in places]
+    common = all if not words else any
+    places = sorted({x for curve in curves for x in curve})
+    places = [x for x in places if common(x in curve for curve in curves)]
+    means = [float(np.mean([curve[x] for curve in curves if x in curve])) for x in places]
+    return places, means

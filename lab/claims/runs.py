@@ -269,12 +269,12 @@ def queue_of(claims: list[list[list[Run]]]) -> list[Job]:
 
 
 def run_all(
-    claims: dict[str, list[list[Run]]], workers: int, finished: Callable[[str, float], None]
+    claims: dict[str, list[list[Run]]], workers: int, finished: Callable[[str, float | None], None]
 ) -> None:
     """Runs every command that is not done, `workers` at a time.
 
-    finished(name, seconds that are left, about): called once for each claim, one call at a time,
-    as soon as its runs are done. Raises ValueError, with what it said, if a command fails; the
+    finished(name, seconds that are left, if known): called once for each claim, one call at a
+    time, as soon as its runs are done. Raises ValueError, with what it said, if a command fails; the
     others that have begun stop.
     """
     queue, lock, start = queue_of(list(claims.values())), threading.Lock(), time.perf_counter()
@@ -285,8 +285,8 @@ def run_all(
     def tell(result: Path | None) -> None:
         with lock:
             left.pop(result, None)
-            rest = sum(left.values())
-            seconds = (time.perf_counter() - start) * rest / max(total - rest, 1e-9)
+            rest, spent = sum(left.values()), time.perf_counter() - start
+            seconds = spent * rest / (total - rest) if rest < total else None
             for name in list(waits):
                 waits[name].discard(result)
                 if not waits[name]:
