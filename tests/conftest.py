@@ -1,7 +1,20 @@
-"""Tiny models, and a world so small that every completion can be listed and summed over."""
+"""Tiny models, and a world so small that every completion can be listed and summed over.
 
+Also what tests share so that it is made once: base models, and processes that import nothing.
+"""
+
+import gc
+import importlib
 import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +27,66 @@ torch.set_num_threads(1)
 
 TINY = {"vocab_size": 11, "n_layers": 2, "width": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6,
         "mlp_width": 10}
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> str:
+    """Base models are pretrained once for all tests, whichever process they run in."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return str(tmp_path_factory.getbasetemp().parent / "base")
+    return str(tmp_path_factory.mktemp("base"))
+
+
+class Fork(getattr(multiprocessing.context, "ForkProcess", multiprocessing.Process)):
+    """A process that has all imports of this one."""
+
+    def __init__(self, target: Callable, args: tuple):
+        super().__init__(target=afresh, args=(target, *args))
+
+    @property
+    def exitcode(self) -> int:
+        """Asked for when the process ends, which shows a moment before there is a code."""
+        self.join()
+        return super().exitcode
+
+
+def afresh(function: Callable, *arguments) -> None:
+    """In a fork: undoes what pytest has changed, as far as a command would notice."""
+    gc.freeze()  # else every collection touches, so copies, the memory of all tests
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    warnings.resetwarnings()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    code = 0
+    try:
+        function(*arguments)
+    except SystemExit as stop:
+        code = stop.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        code = 1
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # not as multiprocessing ends: it waits for threads that this process lacks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once():
+    """Runs of experiments are forks of the tests, not of a server with imports of its own."""
+    from lab import runs
+
+    def server() -> SimpleNamespace:
+        for name in runs.LIBRARIES:  # once, and not in every fork
+            importlib.import_module(name)
+        return SimpleNamespace(Process=Fork)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "fork") and not torch.cuda.is_available():  # CUDA cannot be forked
+            patch.setattr(runs, "server", server)
+        yield
 
 
 @pytest.fixture

@@ -31,12 +31,6 @@ QUICK = EASY | {"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 
                 "pretrain_steps": 2, "eval_problems": 6, "eval_every": 2}
 
 
-@pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory) -> str:
-    """Base models are pretrained once for all tests."""
-    return str(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
     """A picture takes longer than a tiny run; that of the whole command is a real one."""

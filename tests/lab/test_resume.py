@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 import minisd
 import toy_tasks
 import train_gpt
-from lab import flags, report, storage
+from lab import flags, report, runs, storage
 from lab.kill_and_resume import outcome
 from lab.storage import Interrupted
 from minisd import METHODS, Method
@@ -25,11 +26,6 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"steps": 5, "save_every": 2, "eval_every": 3, "batch_size": 8, "group_size": 4,
          "max_new_tokens": 4, "eval_problems": 4, "pretrain_steps": 2, "train_problems": 16,
          "learning_rate": 0.01, "world": "operators=+,max_operations=2", "threads": 1}
-
-
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(autouse=True)
@@ -376,14 +372,18 @@ def test_a_signal_saves_first_and_says_how_to_go_on(
 
 def test_a_command_that_a_scheduler_stops_can_be_pasted_on(command, tmp_path):
     """Catches a process that dies of SIGTERM, or ends it as a success."""
-    words = [sys.executable, str(ROOT / "train_gpt.py"), *command(tmp_path / "a b", steps=9999)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, **pipes) as process:
-        while not process.stdout.readline().startswith("    5 "):
-            assert process.poll() is None, process.stderr.read()
-        process.terminate()
-        _, error = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    words = [str(ROOT / "train_gpt.py"), *command(tmp_path / "a b", steps=9999)]
+    errors, log = tmp_path / "errors", tmp_path / "a b" / "metrics.jsonl"
+    process = runs.server().Process(
+        target=runs.become, args=(words, runs.environment(), str(errors)))
+    with runs.nothing_imported():
+        process.start()
+    while not (log.exists() and '"step": 5,' in log.read_text()):
+        assert not connection.wait([process.sentinel], 0.05), errors.read_text()
+    process.terminate()
+    process.join()
+    error = errors.read_text()
+    assert process.exitcode == 128 + signal.SIGTERM
     assert error.startswith("train_gpt.py: stopped by SIGTERM after step ")
     assert error.endswith(f"; to go on: python train_gpt.py --resume '{tmp_path / 'a b'}'\n")
     step = int(error.split("after step ")[1].split(",")[0])
