@@ -131,8 +131,8 @@ def become(words: list[str], settings: dict[str, str], errors: str) -> None:
     for place, stream in ((os.devnull, 1), (errors, 2)):
         with open(place, "w") as file:
             os.dup2(file.fileno(), stream)
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
+    first = os.getcwd() if words[0] in ("-m", "-c") else os.path.dirname(os.path.abspath(words[0]))
+    sys.path[:] = dict.fromkeys((first, *sys.path, str(ROOT)))
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

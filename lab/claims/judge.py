@@ -66,17 +66,19 @@ def verdict(
     if effect.within is not None:
         return equivalence(effect, effects, controls, universes, factors)
     difference = summary([e - c for e, c in zip(effects, controls)])
-    counts = {}
+    e, c = float(np.mean(effects)), float(np.mean(controls))
+    counts, kept = {}, f"the control keeps {short(c)} of {short(e)}"
     for sign, word in ((1, "reproduced"), (-1, "opposite")):
         counts[word] = sum(held(effect, e, c, sign) for e, c in zip(effects, controls))
-        away = min(sign * direction(effect) * difference[end] for end in ("low", "high"))
+        side = sign * direction(effect)
+        away = min(side * difference["low"], side * difference["high"])
         if counts[word] >= HOLDS_IN and away > 0:
-            return word, "" if sign > 0 else f"its mirror image holds in {counts[word]} of 8"
+            mirrored = "" if sign > 0 else f"its mirror image holds in {counts[word]} of 8"
+            return word, mirrored or (kept if side * c > side * e / 2 else "")
     if max(counts.values()) >= HOLDS_IN:
         return "fragile", f"effect minus control may be 0: {interval_text(difference)}"
     if sum(map(effect.holds, effects)) >= HOLDS_IN:
-        e, c = short(np.mean(effects)), short(np.mean(controls))
-        return "fragile", f"the control keeps too much of the effect: {c} of {e}"
+        return "fragile", kept
     return "fragile", contrast(effect, effects, universes, factors)
 
 

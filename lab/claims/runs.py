@@ -274,8 +274,8 @@ def run_all(
     """Runs every command that is not done, `workers` at a time.
 
     finished(name, seconds that are left, if known): called once for each claim, one call at a
-    time, as soon as its runs are done. Raises ValueError, with what it said, if a command fails; the
-    others that have begun stop.
+    time, as soon as its runs are done. Raises ValueError, with what it said, if a command fails;
+    the others that have begun stop.
     """
     queue, lock, start = queue_of(list(claims.values())), threading.Lock(), time.perf_counter()
     left = {job.runs[0].result: job.cost for job in queue}
