@@ -554,12 +554,12 @@ def test_names_are_listed_and_results_of_another_version_are_refused(tmp_path, c
         command.read_rows(tmp_path)
 
 
-def test_a_claim_from_the_command_to_the_picture(tmp_path, monkeypatch, capsys):
+def test_a_claim_from_the_command_to_the_picture(tmp_path, cache_dir, monkeypatch, capsys):
     """Catches a broken command, table or picture, and a finished run that is made again."""
     tiny = (
         "--steps 1 --batch_size 4 --group_size 2 --eval_problems 4 --max_new_tokens 6 "
         "--train_problems 8 --pretrain_steps 1 --world operators=+,max_operations=2 "
-        f"--cache_dir {tmp_path / 'base'} --out_dir {tmp_path}"
+        f"--cache_dir {cache_dir} --out_dir {tmp_path}"
     )
     claim = replace(MADE_UP, once={}, also=[], testable=[])
     monkeypatch.setattr(command, "all_claims", lambda: {"made_up": claim})

@@ -9,9 +9,12 @@ import pytest
 
 from lab import runs
 
+SERVER = runs.server  # as it is outside of tests, see conftest.py
+
 
 def test_a_run_is_a_fresh_process_that_has_the_libraries_already(tmp_path, monkeypatch):
     """Catches imports in every run, threads that a fork would lose, and traces of its parent."""
+    monkeypatch.setattr(runs, "server", SERVER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINE", "given later than the server began")
     code = (
