@@ -4,10 +4,13 @@ python -m lab.measures information --seed 0 --out out/information.json
 python -m lab.measures horizon --world persona_rate=0 --out out/horizon.json
 python -m lab.measures rules --run out/sdpo-0 --out out/sdpo-0/rules.json
 
-rules (of a run with --rules): where the student landed between teachers with different rules.
+Of a finished run: calibration, how sure of its answers the student is and how often right; and,
+of one with --rules, rules, where it landed between teachers with different rules, and floor, how
+near it could have come to them.
 The others look at the base model and train nothing. information: what a context tells. horizon,
 prefixes: teachers on prefixes of the student. estimators: bias and noise of gradients of the KL.
-signal: the first gradients of methods against that of the reward.
+signal: the first gradients of methods against that of the reward. remark: whether a teacher
+expects the closing remark after an answer that its context contradicts.
 """
 
 import argparse
@@ -19,11 +22,14 @@ from pathlib import Path
 
 from lab import storage
 from lab.flags import OneLineParser, add_group, parse_value, run_main, settings_of
+from lab.measures.calibration import measure_calibration
 from lab.measures.estimators import measure_estimators
+from lab.measures.floor import measure_floor
 from lab.measures.horizon import measure_horizon
 from lab.measures.information import measure_information
 from lab.measures.prefixes import measure_prefixes
 from lab.measures.probe import Settings
+from lab.measures.remark import measure_remark
 from lab.measures.rules import measure_rules, settings_of_run
 from lab.measures.signals import measure_signal
 from toy_tasks import Toy
@@ -34,17 +40,20 @@ MEASURES = {
     "prefixes": measure_prefixes,
     "estimators": measure_estimators,
     "signal": measure_signal,
+    "remark": measure_remark,
 }
-NAMES = ("rules", *MEASURES)
+OF_RUNS = {"rules": measure_rules, "floor": measure_floor, "calibration": measure_calibration}
+NAMES = (*OF_RUNS, *MEASURES)
 TOY = {field.name for field in dataclasses.fields(Toy)}
 COMMON = {"seed", "max_new_tokens", "device", "cache_dir", "threads", "out", *TOY}
 FLAGS = {  # what each measure takes; another flag would change nothing
-    "rules": {"run", "device", "cache_dir", "out"},  # the rest is as the run had it
+    **{name: {"run", "device", "cache_dir", "out"} for name in OF_RUNS},  # the rest: as the run
     "information": COMMON | {"eval_problems"},
     "horizon": COMMON,
     "prefixes": COMMON,
     "estimators": COMMON - {"device"} | {"context"},
     "signal": COMMON | {"train_problems"},
+    "remark": COMMON | {"eval_problems"},
 }
 LEAST = {"seed": 0, "train_problems": 0, "eval_problems": 1, "max_new_tokens": 1, "threads": 0}
 
@@ -54,10 +63,10 @@ def main(argv: list[str]) -> None:
     name, out = flags["name"], Path(flags["out"])
     out.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     start = time.perf_counter()
-    if name == "rules":
+    if name in OF_RUNS:
         folder, given = Path(flags["run"]), (flags.get(k, "") for k in ("device", "cache_dir"))
-        settings, threads = settings_of_run(folder, *given)
-        measure = partial(measure_rules, folder=folder)
+        settings, threads = settings_of_run(folder, *given, with_rules=name != "calibration")
+        measure = partial(OF_RUNS[name], folder=folder)
     else:
         settings, threads, measure = settings_from(flags), flags["threads"], MEASURES[name]
     device = storage.prepare_device(settings.device, threads)
@@ -75,7 +84,7 @@ def flags_of(argv: list[str]) -> dict:
     )
     parser.add_argument("name", choices=NAMES, help="the measure")
     parser.add_argument("--out", required=True, help="the file to write")
-    parser.add_argument("--run", help="for rules: the folder of a finished run of train_gpt.py")
+    parser.add_argument("--run", help="the folder of a finished run of train_gpt.py")
     parser.add_argument("--threads", help="CPU threads; 0: as PyTorch decides (default: 1)")
     add_group(parser, Settings, "what is measured", skip=("toy",))
     add_group(parser, Toy, "the toy")
@@ -84,7 +93,7 @@ def flags_of(argv: list[str]) -> dict:
     for flag in flags.keys() - {"name"} - FLAGS[name]:
         takers = ", ".join(n for n in NAMES if flag in FLAGS[n])
         raise ValueError(f"--{flag}: {flags[flag]!r}; allowed: not with {name}, only with {takers}")
-    if name == "rules" and "run" not in flags:
+    if name in OF_RUNS and "run" not in flags:
         raise ValueError("--run: ''; allowed: the folder of a finished run of train_gpt.py")
     # One thread, as claims have it: with another number it would be another base model.
     flags.setdefault("threads", "1")

@@ -19,14 +19,17 @@ from toy_tasks import Example, Toy, ToyTask
 DIFFERENT = 0.1  # total variation from which two teachers count as different at a token
 
 
-def settings_of_run(folder: Path, device: str = "", cache_dir: str = "") -> tuple[Settings, int]:
+def settings_of_run(
+    folder: Path, device: str = "", cache_dir: str = "", *, with_rules: bool = True
+) -> tuple[Settings, int]:
     """The settings and the CPU threads of a run in the toy; the arguments, if given, beat its own.
 
-    Raises ValueError for another folder.
+    Raises ValueError for another folder, and, with_rules, for a run without them.
     """
     groups = storage.read_settings(folder, "--run")
-    if not (folder / "student.pt").is_file() or not groups["toy"].get("rules"):
-        words = "the folder of a finished run in the toy with --rules"
+    has_rules = bool(groups["toy"].get("rules"))
+    if not (folder / "student.pt").is_file() or with_rules > has_rules:
+        words = "the folder of a finished run in the toy" + " with --rules" * with_rules
         raise ValueError(f"--run: {str(folder)!r}; allowed: {words}")
     try:
         run, toy = groups["run"], Toy(**groups["toy"])
@@ -65,10 +68,10 @@ def accuracy_ratio(settings: Settings, task: ToyTask, student: GPT, base: GPT) -
 
 
 def fresh_completions(
-    settings: Settings, task: ToyTask, student: GPT
+    settings: Settings, task: ToyTask, student: GPT, name: str = "rules"
 ) -> tuple[list[Example], Prompts, Completions]:
-    """Fresh examples with the student's prompts and completions."""
-    name, device = f"rules-{settings.seed}", torch.device(settings.device)
+    """Fresh examples with the student's prompts and completions, from random numbers of a name."""
+    name, device = f"{name}-{settings.seed}", torch.device(settings.device)
     examples = task.evaluation("fresh", settings.eval_problems, random.Random(name))
     prompts = prompts_of(task, [Row(e, {"none": ""}) for e in examples], "none", device)
     completions = minisd.sample(
@@ -100,13 +103,7 @@ def distances(
     """Distances of the student, the first of the models, to the two means of its teachers."""
     student, base = models
     p = minisd.log_softmax(token_logits(student, prompts, completions)).exp()  # (N, V)
-    log_q = []
-    for rule in odds:
-        ruled = [Example(e.problem, rule) for e in examples]
-        hints = [task.context(e, "rule", random.Random(0)) for e in ruled]  # draws nothing
-        rows = [Row(e, {"rule": hint}) for e, hint in zip(ruled, hints)]
-        shown = prompts_of(task, rows, "rule", prompts.ids.device)
-        log_q.append(minisd.log_softmax(token_logits(base, shown, completions)))
+    log_q = teachers_log_probs(task, base, examples, completions, list(odds))
     differ = total_variation(log_q[0].exp(), log_q[-1].exp()) >= DIFFERENT
     if not differ.any():  # as with one rule, where both targets are the same: all tokens
         differ = torch.ones_like(differ)
@@ -115,6 +112,21 @@ def distances(
         numbers[f"distance to {name}"] = total_variation(p, target)[differ].mean().item()
     farther = numbers["distance to mixture"] - numbers["distance to geometric mean"]
     return numbers | {"mixture farther by": farther}
+
+
+@torch.no_grad()
+def teachers_log_probs(
+    task: ToyTask, base: GPT, examples: list[Example], completions: Completions, rules: list[int]
+) -> list[Tensor]:
+    """log q (N, V) at every completion token, of the teacher that is shown each of the rules."""
+    log_q = []
+    for rule in rules:
+        ruled = [Example(e.problem, rule) for e in examples]
+        hints = [task.context(e, "rule", random.Random(0)) for e in ruled]  # draws nothing
+        rows = [Row(e, {"rule": hint}) for e, hint in zip(ruled, hints)]
+        shown = prompts_of(task, rows, "rule", completions.ids.device)
+        log_q.append(minisd.log_softmax(token_logits(base, shown, completions)))
+    return log_q
 
 
 def means_of_teachers(log_q: list[Tensor], weights: list[float]) -> dict[str, Tensor]:
