@@ -270,6 +270,8 @@ def test_statements_are_read_as_written():
         (d("b, c").within(2), 2.0, False, "within ±2", f"change of {words}: b, c"),
         (d("b, c").within(2.5), 2.0, True, "within ±2.5", f"change of {words}: b, c"),
         (value("y", "a") - x("a") < 4, -2.0, True, "< 4", f"(y: a) - ({words}: a)"),
+        ((value("y", "a") - value("y", "b, c")).within(1), -3.0, False, "within ±1",
+         "y: 'a' - 'b, c'"),
         (x("a") - 1 > 3, 4.0, True, "> 3", f"({words}: a) - 1"),
         (2 * ones > 1, 2.0, True, "> 1", "2 * (ones)"),
         (room("fresh.x", "a", floor=0.5), 0.5, True, "> 0.25",
@@ -442,10 +444,13 @@ def test_the_queue_is_claim_by_claim_and_base_models_come_first(tmp_path):
     two = [runs_of(a, {}, UNIVERSES[0], tmp_path) for a in (
         SDPO, "--method grpo", "--method sft --external_teacher larger", MeasuredRun("rules", SDPO),
         f"{SDPO} --world persona_rate=0")]
+    two = [runs_of("--method grpo", {}, UNIVERSES[1], tmp_path), *two]
     queue = queue_of([one, two])
-    assert len(queue) == 4 + 3  # sdpo is shared, with the measurement behind it
-    assert [len(job.runs) for job in queue] == [2, 1, 1, 1, 1, 1, 1]
-    assert [len(job.begins) for job in queue] == [1, 1, 0, 0, 1, 1, 0]
+    assert len(queue) == 4 + 4  # sdpo is shared, with the measurement behind it
+    assert [len(job.runs) for job in queue] == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert [len(job.begins) for job in queue] == [1, 1, 0, 0, 1, 1, 0, 0]
+    # The model of universe 1 began after that of universe 0, so what needs it comes later.
+    assert [job.runs[0] for job in queue[6:]] == [two[2][0], two[0][0]]
     assert {job.runs[0].result for job in queue[:4]} == {runs[0].result for runs in one}
     begun = frozenset().union(*(job.begins for job in queue))
     assert begun == frozenset().union(*(models_of(job.runs[0]) for job in queue))
