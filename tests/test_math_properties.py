@@ -26,7 +26,7 @@ from minisd import (
 )
 
 # max_examples: of each law, so that the file takes seconds.
-laws = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+laws = settings(derandomize=True, database=None, deadline=None, max_examples=25)
 
 FLOATS = {"allow_nan": False, "allow_infinity": False}
 NUMBERS = st.floats(-100, 100, **FLOATS)

@@ -125,8 +125,10 @@ def coin_rewards(monkeypatch):
 
 
 @pytest.fixture
-def trained(cache_dir, coin_rewards):
+def trained(cache_dir, coin_rewards, monkeypatch):
     """Settings -> the weights after two steps, without evaluations and files."""
+    for layers, size in enumerate(("base", "larger"), 1):
+        monkeypatch.setitem(base.SIZES, size, {"n_layers": layers})
 
     def weights(**changes) -> Tensor:
         usual = {"learning_rate": 0.01, "max_new_tokens": 6, "cache_dir": cache_dir}
@@ -389,8 +391,8 @@ def test_an_external_base_model_is_one_for_all_seeds(tmp_path):
 def test_pretraining_warms_up_and_falls_to_zero(monkeypatch):
     """Catches a schedule that ends early, stays high, or moves one of the optimisers alone."""
     rates = {}
-    for name in ("Muon", "AdamW"):
-        optimizer = getattr(torch.optim, name)
+    for name, owner in (("Muon", base), ("AdamW", torch.optim)):
+        optimizer = getattr(owner, name)
 
         def step(self, *a, name=name, plain=optimizer.step, **kw):
             rates.setdefault(name, []).append(self.param_groups[0]["lr"])
@@ -556,11 +558,12 @@ def test_a_whole_run_from_the_command_line(cache_dir, tmp_path, monkeypatch, cap
     train_gpt.main(given)
     assert "NOTE: the code has changed since" in capsys.readouterr().out
     assert written == {p: p.stat().st_mtime_ns for p in (tmp_path / "out/sdpo-0").iterdir()}
-    refused = subprocess.run([*COMMAND, *given, "--learning_rate", "0.1"], capture_output=True,
-                             text=True, cwd=tmp_path)
-    assert refused.returncode == 2 and not refused.stdout
-    assert refused.stderr.startswith("train_gpt.py: error: --out_dir: 'out/sdpo-0' holds a run")
-    assert refused.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py", *given, "--learning_rate", "0.1"])
+    with pytest.raises(SystemExit) as stop:
+        flags.run_main("train_gpt.py", train_gpt.main)
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and not out and error.count("\n") == 1
+    assert error.startswith("train_gpt.py: error: --out_dir: 'out/sdpo-0' holds a run")
 
 
 def test_the_methods_are_listed(capsys):

@@ -11,7 +11,8 @@ import pytest
 
 from lab import compare, runs, storage
 from lab.flags import run_main
-from lab.runs import server
+
+pytestmark = pytest.mark.usefixtures("imported_once")
 
 # A run of a moment, on a base model that has learned nothing.
 TINY = (
@@ -44,8 +45,6 @@ def test_flags_are_split_from_words_and_joined_again():
 def test_commands_run_side_by_side_with_one_thread_in_any_folder(tmp_path, monkeypatch):
     """Catches workers that wait for each other, threads, and a module that is not found."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "server", server)  # the real one, of which no library is needed
-    monkeypatch.setattr(runs, "preloaded", lambda: ["lab.runs"])
     wait = "while len(list(Path().glob('*.go'))) < 2: time.sleep(0.01)"
     code = "import os, importlib.util; Path('{0}.go').write_text(os.environ['OMP_NUM_THREADS'] " \
            "+ os.environ['TQDM_DISABLE']); assert importlib.util.find_spec('lab.runs')\n" + wait

@@ -169,10 +169,9 @@ def test_cosine_of_means_corrects_for_noise():
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Settings:
+def settings(cache_dir) -> Settings:
     """An easy world, and a base model that has hardly learned it."""
     toy = Toy(world="operators=+,max_operations=2,direct_slope=0.5", pretrain_steps=20)
-    cache_dir = str(tmp_path_factory.mktemp("base"))
     return Settings(toy=toy, cache_dir=cache_dir, max_new_tokens=12, train_problems=8)
 
 

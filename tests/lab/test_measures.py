@@ -218,10 +218,9 @@ def numbers(value):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(cache_dir):
     """Settings of a moment; the base model has learned next to nothing."""
     toy = Toy(world="operators=+,max_operations=2,direct_slope=0.5", pretrain_steps=5)
-    cache_dir = str(tmp_path_factory.mktemp("base"))
     return Settings(
         toy=toy, eval_problems=4, max_new_tokens=16, train_problems=16, cache_dir=cache_dir
     )

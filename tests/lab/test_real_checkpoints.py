@@ -188,7 +188,7 @@ def test_other_methods_run_on_a_checkpoint(method, flags, checkpoint, folder, ca
 def test_a_teacher_is_the_checkpoint_of_another_run(checkpoint, folder, tmp_path, capsys):
     """Catches an external teacher that is the student's own start, or that is trained as well."""
     other = tmp_path / "other"
-    run(other, checkpoint, method="sdpo", seed=1, steps=4)
+    run(other, checkpoint, method="sdpo", seed=1, eval_every=4, steps=4)
     teacher = other / "checkpoint"
     saved = weights(teacher)
     flags = {"method": "opd", "external_teacher": teacher, "divergence": "reverse_kl",
@@ -254,7 +254,7 @@ def test_a_model_pretrained_by_transformers_answers_there_as_here(tmp_path):
     task = ToyTask(World(operators="+", max_operations=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     batches = base.pretrain_batches(task.world, random.Random(0))
-    for rows in itertools.islice(batches, 60):
+    for rows in itertools.islice(batches, 40):
         labels = rows.masked_fill(rows == toy_tasks.PAD_ID, -100)
         model(rows, labels=labels).loss.backward()
         optimizer.step()

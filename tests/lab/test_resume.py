@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 import minisd
 import toy_tasks
 import train_gpt
-from lab import flags, report, runs, storage
+from lab import base, flags, report, runs, storage
 from lab.kill_and_resume import outcome
 from lab.storage import Interrupted
 from minisd import METHODS, Method
@@ -38,6 +39,8 @@ def rewards_and_rows(monkeypatch):
 
     monkeypatch.setattr(toy_tasks.ToyTask, "reward", reward)
     monkeypatch.setattr(train_gpt, "LOG_EVERY", 1)
+    for layers, size in enumerate(("base", "larger"), 1):  # a run takes two thirds of the time
+        monkeypatch.setitem(base.SIZES, size, {"n_layers": layers})
     monkeypatch.setattr(report, "draw_curves", lambda path, *_: path.write_text("a picture"))
     # A teacher with two terms and weights of its own behind both.
     contrast = Method("here", target=((1.5, "ema", "solution"), (-0.5, "frozen", "none")),
@@ -96,6 +99,19 @@ def crashed(monkeypatch, arguments: list[str], place: str = "step", number: int 
         at_call(patch, place, number, crash)
         with pytest.raises(Crash):
             train_gpt.main(arguments)
+
+
+@pytest.fixture
+def crashed_run(command, tmp_path, tmp_path_factory, monkeypatch):
+    """The folder of a run that ended in step 5, after checkpoint 4; the run itself is made once."""
+    kept = tmp_path_factory.getbasetemp() / "crashed"
+    if not kept.exists():
+        crashed(monkeypatch, command(kept))
+    folder = tmp_path / "run"
+    shutil.copytree(kept, folder)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(str(kept), str(folder)))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +207,10 @@ def test_the_last_two_checkpoints_are_kept_or_none(every, kept, command, tmp_pat
 
 
 def test_resume_takes_no_other_flag_and_the_same_command_names_it(
-    command, tmp_path, monkeypatch, capsys
+    command, crashed_run, tmp_path, monkeypatch, capsys
 ):
     """Catches settings that change midway, and an unfinished run that is started over."""
-    folder = tmp_path / "run"
-    crashed(monkeypatch, command(folder))
+    folder = crashed_run
     fail = functools.partial(refused, capsys, monkeypatch)
     assert "--steps: not with --resume" in fail([*resume(folder), "--steps", "9"])
     assert "no config.json" in fail(resume(tmp_path / "nowhere"))
@@ -267,12 +282,10 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, flip, other_tensors, half_of_it, objects, empty])
 def test_a_broken_checkpoint_is_named_and_the_older_one_used(
-    damage, command, tmp_path, monkeypatch, capsys, uninterrupted
+    damage, command, crashed_run, capsys, uninterrupted
 ):
     """Catches a run that goes on from wrong weights, a traceback, and unpickled objects."""
-    folder, broken = tmp_path / "run", command(tmp_path / "run")
-    expected = uninterrupted(broken)
-    crashed(monkeypatch, broken)
+    folder, expected = crashed_run, uninterrupted(command(crashed_run))
     newest, older = storage.checkpoint_files(folder)
     damage(newest)
     capsys.readouterr()
@@ -285,11 +298,10 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(
 
 
 def test_without_a_whole_checkpoint_nothing_is_started_over(
-    command, tmp_path, monkeypatch, capsys
+    crashed_run, monkeypatch, capsys
 ):
     """Catches hours of training that are overwritten because two files are damaged."""
-    folder = tmp_path / "run"
-    crashed(monkeypatch, command(folder))
+    folder = crashed_run
     for path in storage.checkpoint_files(folder):
         cut(path)
     content = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -329,11 +341,10 @@ def limit_file_size(limit: int) -> None:
 
 
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_not_in_the_way(
-    command, tmp_path, monkeypatch, capsys
+    command, crashed_run, monkeypatch, capsys
 ):
     """Catches two runs that write into each other's files, and a lock that outlives its process."""
-    folder = tmp_path / "run"
-    crashed(monkeypatch, command(folder))
+    folder = crashed_run
     code = "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire()\n"
     code += "print(flush=True); time.sleep(60)"
     other = [sys.executable, "-c", code, str(folder / storage.LOCK)]
@@ -370,7 +381,7 @@ def test_a_signal_saves_first_and_says_how_to_go_on(
     assert found.pop("files") and expected.pop("files") and found == expected
 
 
-def test_a_command_that_a_scheduler_stops_can_be_pasted_on(command, tmp_path):
+def test_a_command_that_a_scheduler_stops_can_be_pasted_on(command, tmp_path, imported_once):
     """Catches a process that dies of SIGTERM, or ends it as a success."""
     words = [str(ROOT / "train_gpt.py"), *command(tmp_path / "a b", steps=9999)]
     errors, log = tmp_path / "errors", tmp_path / "a b" / "metrics.jsonl"
