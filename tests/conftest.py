@@ -73,7 +73,7 @@ def afresh(function: Callable, *arguments) -> None:
     os._exit(code)  # not as multiprocessing ends: it waits for threads that this process lacks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def imported_once():
     """Runs of experiments are forks of the tests, not of a server with imports of its own."""
     from lab import runs

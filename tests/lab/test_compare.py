@@ -12,8 +12,6 @@ import pytest
 from lab import compare, runs, storage
 from lab.flags import run_main
 
-pytestmark = pytest.mark.usefixtures("imported_once")
-
 # A run of a moment, on a base model that has learned nothing.
 TINY = (
     "--steps 1 --batch_size 4 --group_size 2 --max_new_tokens 6 --pretrain_steps 1 "

@@ -381,7 +381,7 @@ def test_a_signal_saves_first_and_says_how_to_go_on(
     assert found.pop("files") and expected.pop("files") and found == expected
 
 
-def test_a_command_that_a_scheduler_stops_can_be_pasted_on(command, tmp_path, imported_once):
+def test_a_command_that_a_scheduler_stops_can_be_pasted_on(command, tmp_path):
     """Catches a process that dies of SIGTERM, or ends it as a success."""
     words = [str(ROOT / "train_gpt.py"), *command(tmp_path / "a b", steps=9999)]
     errors, log = tmp_path / "errors", tmp_path / "a b" / "metrics.jsonl"
