@@ -17,11 +17,15 @@ LARGER = f"{SDPO} --teacher external --external_teacher larger --context none"
 OTHER_STYLE = f"{SDPO} --teacher external --external_teacher other_style --context none"
 RULE = f"{FROZEN} --context rule"  # the teacher sees `rule +3`
 
+ADAPTED = "--method rlvr_teacher --context none"  # by reward, without a hint
+
 FORWARD_KL = "--divergence forward_kl"
 OFF_POLICY = "--student_frac 0"  # the teacher writes
 NO_FUNCTION = "--world functional_markers=false"
 NO_PERSONA = "--world persona_rate=0"
 ENDLESS = "--train_problems 0"
+RULE_OF_ALL = f"{RULE} {FORWARD_KL} --rules 3"  # all problems share it
+RULE_OF_EACH = f"{RULE} {FORWARD_KL} --rules 1,2,3,4,5,6,7,8,9"  # drawn whenever a problem is
 
 CONTEXTS = {  # what the teacher sees -> SDPO with it
     "other_problem": f"{SDPO} --context other_problem",
@@ -32,6 +36,8 @@ CONTEXTS = {  # what the teacher sees -> SDPO with it
     "wrong": f"{SDPO} --context wrong",
     "solution": SDPO,
 }
+# Another problem's solution tells nothing; behind it authors are as sure as behind the right one.
+NOTHING_TOLD = f"{CONTEXTS['other_problem']} --world certainty.other_problem=0.93"
 
 
 @dataclass(frozen=True)

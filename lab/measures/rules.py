@@ -28,7 +28,7 @@ def settings_of_run(
     """
     groups = storage.read_settings(folder, "--run")
     has_rules = bool(groups["toy"].get("rules"))
-    if not (folder / "student.pt").is_file() or with_rules > has_rules:
+    if not (folder / "student.pt").is_file() or (with_rules and not has_rules):
         words = "the folder of a finished run in the toy" + " with --rules" * with_rules
         raise ValueError(f"--run: {str(folder)!r}; allowed: {words}")
     try:
