@@ -1,46 +1,43 @@
-"""Only training that is dense and on-policy carries a rule to new problems.
+"""Only training that is dense and on-policy carries a rule to new kinds of problems.
 
 Source: Kirkby and O'Neill 2026 (second-hand).
 
-Published: only the arm that is dense and on-policy transferred; scores not known.
+Published: of five ways to train on a constitution only the one that is dense and on-policy
+transferred out of its domain; off-policy distillation from the same teacher and sparse rewards did
+not; scores not known.
 
-Predicted: Adding 3, taught on + and - problems, reaches * problems by at least 20 points if
-training is dense and on-policy, 10 points more than with any of the other arms.
-
-Found (commit dce4e41, first edition): not reproduced, 1 of 4 statements hold. The rule is one
-more written step, and any correct sample teaches it: supervised and off-policy training carry it
-to * problems as well. Only rewards alone fail, since the untaught student almost never writes
-that step by chance.
+Predicted: The rule to add 3, taught on problems with + and -, raises accuracy on problems with *
+by at least 15 points if training is dense and on-policy. We expect the claim to fail all the same:
+the rule is one more written step, which the teacher's own samples show as well, so that the same
+loss on these (dense, off-policy) carries at least half as far. Rewards alone (sparse, on-policy)
+carry nothing: an untaught student does not write that step by chance.
 """
 
 import numpy as np
 
-from lab.claims.arms import FORWARD_KL, GRPO, OFF_POLICY, RULE, SFT
+from lab.claims.arms import GRPO, OFF_POLICY, RULE_OF_ALL, SFT
 from lab.claims.statements import Quantity, change, changed, value
 
-PLUS_MINUS = "--rules 3 --train_operators +-"
 ARMS = {
-    "dense, on-policy": f"{RULE} {PLUS_MINUS}",
-    "dense, off-policy": f"{RULE} {FORWARD_KL} {OFF_POLICY} {PLUS_MINUS}",
-    "sparse, on-policy": f"{GRPO} --context none {PLUS_MINUS}",
-    "sparse, off-policy": f"{SFT} --context rule {PLUS_MINUS}",
-    "dense, on-policy, forward KL": f"{RULE} {FORWARD_KL} {PLUS_MINUS}",
+    "dense, on-policy": RULE_OF_ALL,
+    "dense, off-policy": f"{RULE_OF_ALL} {OFF_POLICY}",
+    "sparse, on-policy": f"{GRPO} --context none --rules 3",
 }
-OTHERS = ["dense, off-policy", "sparse, on-policy", "sparse, off-policy"]
+ONCE = {"sparse, off-policy": f"{SFT} --context rule --rules 3"}
+NAME = "new_operators.accuracy"
+WITHOUT_ONE = ["dense, off-policy", "sparse, on-policy"]
 
-
-def reached(arm: str) -> Quantity:
-    return value("new_operators.accuracy", arm)
-
-
-STATEMENTS = [
-    change("new_operators.accuracy", "dense, on-policy") > 0.2,
-    reached("dense, on-policy, forward KL") - reached("dense, off-policy") > 0.1,
-    reached("dense, on-policy") - reached("sparse, on-policy") > 0.1,
-    reached("dense, on-policy") - reached("sparse, off-policy") > 0.1,
-]
+EFFECT = change(NAME, "dense, on-policy") > 0.15
 CONTROL = Quantity(
-    "change of new_operators.accuracy: the best of the other arms",
-    lambda runs: float(np.max([changed(runs, "new_operators.accuracy", arm) for arm in OTHERS])),
+    "change of accuracy on new operators (fraction): the better of off-policy and sparse",
+    lambda runs: float(np.max([changed(runs, NAME, arm) for arm in WITHOUT_ONE])),
 )
-SHOWN = ["new_operators.accuracy", "fresh.accuracy"]
+TESTABLE = [
+    value("initial gap", "dense, on-policy", "teacher's accuracy minus the student's before") > 0.25
+]
+ALSO = [
+    change(NAME, "dense, off-policy") > 0.15,
+    change(NAME, "sparse, on-policy") < 0.05,
+    change(NAME, "sparse, off-policy") > 0.15,
+    change("fresh.accuracy", "dense, on-policy") > 0.15,
+]
