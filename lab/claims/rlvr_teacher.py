@@ -1,35 +1,29 @@
-"""A teacher that was adapted by reward teaches better than an unadapted one.
+"""A teacher that was adapted by reward teaches, and a larger one that was not does not.
 
 Source: Zhu et al. 2605.11182.
 
-Published: a 1.7B teacher adapted by reward taught better than an 8B one; no table.
+Published: Qwen3-1.7B after GRPO, without privileged context, is a much better teacher than
+Qwen3-8B; no table here.
 
-Predicted: At equal cost (60 GRPO steps that adapt the teacher, context shown, against 60 more
-steps of the student) the adapted teacher has the higher accuracy, and its student is better on
-fresh problems and on the pool. Adapting for one step changes nothing.
-
-Found (commit dce4e41, first edition): opposite, 1 of 4 statements hold. Reward makes the teacher
-right more often, and its student worse: with the solution in view reward is earned by answering
-at once, surely, and that manner is what the student copies. A larger teacher that sees no
-solution teaches far better.
+Predicted: The base model, adapted by 60 steps of GRPO on the same problems and without a hint,
+raises its student's accuracy on fresh problems by at least 10 points, to near .9. A teacher with a
+layer more that has read the same documents raises it by less than half of that: it has the same
+manner and nothing new. Self-distillation under the solution ends at least 30 points lower. Who has
+the adapted teacher needs no student, though: GRPO itself ends within 10 points of it. A teacher
+adapted with the solution in view learns to answer at once and makes its student worse.
 """
 
-from lab.claims.arms import FROZEN, LARGER
-from lab.claims.statements import value
+from lab.claims.arms import ADAPTED, GRPO, LARGER, SDPO
+from lab.claims.statements import change, room, value
 
-ARMS = {
-    "adapted": "--method rlvr_teacher",
-    "unadapted": f"{FROZEN} --steps 120",
-    "adapted for one step": "--method rlvr_teacher --adapt_steps 1 --steps 119",
-    "larger": LARGER,
-}
-STATEMENTS = [
-    value("fresh.accuracy", "adapted") - value("fresh.accuracy", "unadapted") > 0,
-    value("train.accuracy", "adapted") - value("train.accuracy", "unadapted") > 0,
-    value("initial teacher accuracy", "adapted")
-    - value("initial teacher accuracy", "unadapted") > 0,
-    value("fresh.accuracy", "adapted") - value("fresh.accuracy", "larger") > 0,
+ARMS = {"adapted by reward": ADAPTED, "larger": LARGER}
+EFFECT = change("fresh.accuracy", "adapted by reward") > 0.1
+CONTROL = change("fresh.accuracy", "larger")
+TESTABLE = [room("fresh.accuracy", "adapted by reward", ceiling=1)]
+ONCE = {"itself with the solution": SDPO, "grpo": GRPO, "solution in view": "--method rlvr_teacher"}
+ALSO = [
+    value("fresh.accuracy", "adapted by reward")
+    - value("fresh.accuracy", "itself with the solution") > 0.3,
+    (value("fresh.accuracy", "adapted by reward") - value("fresh.accuracy", "grpo")).within(0.1),
+    change("fresh.accuracy", "solution in view") < -0.1,
 ]
-CONTROL = (
-    value("fresh.accuracy", "adapted for one step") - value("fresh.accuracy", "unadapted")
-)
