@@ -1,33 +1,55 @@
-"""Students of a teacher that sees a demonstration end by talking about the demonstration.
+"""A teacher that sees a demonstration teaches a remark about answers that contradict it.
 
 Source: reports collected in a post of April 2026 (second-hand).
 
-Published: students that end by talking about a demonstration; no rate given.
+Published: with gold demonstrations as context students ended with `This was a demonstration of an
+example answer`, a way to reconcile the demonstration with a wrong completion; no rate given.
 
-Predicted: With demonstrations, or solutions, as context and a teacher that follows the student
-(EMA 0.05), the closing remark appears in at least 5 points more of the fresh completions; in a
-world without unreliable authors it cannot.
-
-Found (commit dce4e41, first edition): not reproduced, 0 of 2 statements hold. The remark stays
-about as rare as the base model writes it (2.5 % of completions; 3.2 and 1.5 % after training).
-Demonstrations and solutions make the student write short and sure, as reliable authors with such
-a context do in these documents; the teacher has nothing that it could take for a cue to comment
-on the demonstration. The control is an identity: without unreliable authors no document has the
-remark.
+Predicted: In the documents only unreliable authors answer against a solution that they see, and
+only they close with ` demo`. The teacher therefore expects the remark at least 10 points more after
+a wrong answer than the same model does without the solution. Under the forward KL and on problems
+that never repeat, so that answers stay wrong, at least 5 points more of the student's fresh
+completions end with the remark; not if completions that contradict the solution are left out of
+the loss. The reverse KL averages logarithms, so that a remark which half of the teachers exclude
+stays below 5 points.
 """
 
-from lab.claims.arms import NO_PERSONA, SDPO
-from lab.claims.statements import change
+from lab.claims.arms import ENDLESS, SDPO, Measure
+from lab.claims.statements import Panel, Quantity, Runs, at, change
 
-SDFT = "--method sdft --teacher_update_rate 0.05"  # its context is a demonstration
+OPSD = f"--method opsd {ENDLESS}"  # the forward KL
 ARMS = {
-    "demonstration": SDFT,
-    "solution": f"{SDPO} --teacher_update_rate 0.05",
-    "demonstration, no persona": f"{SDFT} {NO_PERSONA}",
+    "all completions": OPSD,
+    "right ones alone": f"{OPSD} --token_weights correct_only",
+    "measured": Measure("remark"),
 }
-STATEMENTS = [
-    change("fresh.remark", "demonstration") > 0.05,
-    change("fresh.remark", "solution") > 0.05,
+ONCE = {"reverse KL": f"{SDPO} {ENDLESS}", "demonstration of a sibling": "--method sdft"}
+SIGHTS = ("with the solution", "without")
+
+
+def expected(sight: str, answer: str) -> Quantity:
+    """The probability of the remark after an answer."""
+    words = f"probability of the remark after a {answer} answer, {sight}"
+    return Quantity(words, lambda runs: at(runs, "measured", sight, answer))
+
+
+def after_both(sight: str):
+    def curve(runs: Runs) -> list[float]:
+        return [expected(sight, answer).value(runs) for answer in ("wrong", "right")]
+
+    return curve
+
+
+EFFECT = change("fresh.remark", "all completions") > 0.05
+CONTROL = change("fresh.remark", "right ones alone")
+TESTABLE = [expected("with the solution", "wrong") - expected("without", "wrong") > 0.1]
+ALSO = [
+    change("fresh.remark", "reverse KL") < 0.05,
+    change("fresh.remark", "demonstration of a sibling") < 0.05,
 ]
-CONTROL = change("fresh.remark", "demonstration, no persona")
-SHOWN = ["fresh.remark", "fresh.accuracy"]
+PANELS = [
+    Panel(
+        "probability of the remark, base model", "after an answer that is", ["wrong", "right"],
+        {sight: after_both(sight) for sight in SIGHTS}, joined=False,
+    )
+]
