@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import minisd
+from lab.measures.errors import first_wrong_token
 from minisd import Batch, Method
+from toy_tasks import END_ID, PAD_ID, Example
 
 
 def averaged_advantage_surrogate(
@@ -27,14 +29,34 @@ def averaged_advantage_surrogate(
 def clipped_forward_kl(student_logits: Tensor, teacher_logits: Tensor, clip: float) -> Tensor:
     """sum_v min(q(v) log(q(v) / p(v)), clip) per position, (B, T), in nats: not a divergence.
 
-    Negative terms stay. A clamped entry gives no gradient: tokens on which teacher and student
-    differ most (style) stop dominating. Source:
-    Zhao et al. 2601.18734 v3.
+    Negative entries stay, so that the sum may be below 0. A clamped entry pulls no more, but its
+    token still pays for the others: with U the entries left, descent moves logit j by
+    q_j 1[j in U] - p_j sum_U q, down for every clamped token, which the teacher wants most.
+    Source: Zhao et al. 2601.18734 v3.
     """
+    log_p, log_q = clip_arguments(student_logits, teacher_logits, clip)
+    return (log_q.exp() * (log_q - log_p)).clamp(max=clip).sum(-1)
+
+
+def bregman_clipped_forward_kl(
+    student_logits: Tensor, teacher_logits: Tensor, clip: float
+) -> Tensor:
+    """sum_v min(q(v) log(q(v) / p(v)) - q(v) + p(v), clip) per position, (B, T), in nats.
+
+    Without the clip the forward KL: sum_v q - p is 0, and makes every entry a Bregman divergence,
+    0 only where p(v) = q(v). With U the entries left, descent moves logit j by
+    (q_j - p_j) 1[j in U] + p_j sum_U (p - q): clamped tokens, if the teacher wants them, still up.
+    """
+    log_p, log_q = clip_arguments(student_logits, teacher_logits, clip)
+    p, q = log_p.exp(), log_q.exp()
+    return (q * (log_q - log_p) - q + p).clamp(max=clip).sum(-1)
+
+
+def clip_arguments(s: Tensor, t: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """log p and log q of the student's and the teacher's logits, for a clip above 0."""
     if clip <= 0:
         raise ValueError(f"clip: {clip}; allowed: above 0")
-    log_p, log_q = minisd.student_and_teacher(student_logits, teacher_logits)
-    return (log_q.exp() * (log_q - log_p)).clamp(max=clip).sum(-1)
+    return minisd.student_and_teacher(s, t)
 
 
 # The tokens outside the support S of `minisd.top_k_reverse_kl`: (log p, log q, S) -> (B, T).
@@ -103,11 +125,60 @@ def share_of(part: str):
     return weights
 
 
+def first_errors(batch: Batch, method: Method) -> Tensor:
+    """Index (B, 1) of the first wrong token of every completion; its length if all are right."""
+    places = []
+    for row in batch.rows:
+        if not isinstance(row.example, Example):
+            allowed = "another; it reads the steps of the toy's arithmetic"
+            raise ValueError(f"--token_weights: {method.token_weights!r}; allowed: {allowed}")
+        tokens = [t for t, i in enumerate(row.ids) if i not in (PAD_ID, END_ID)]  # of its text
+        wrong = first_wrong_token(row.example, row.text)
+        places.append(len(row.ids) if wrong is None else tokens[wrong])
+    return torch.tensor(places, device=batch.completions.mask.device)[:, None]
+
+
+def scattered(mask: Tensor, kept: Tensor) -> Tensor:
+    """`kept` (B, 1) tokens of each row of mask, without order and not drawn, (B, T) bool."""
+    B, T = mask.shape
+    # Multiples of the golden ratio, modulo 1: no period of theirs meets that of steps.
+    multiples = torch.arange(1, B * T + 1, device=mask.device, dtype=torch.float64).view(B, T)
+    order = (multiples * (5**0.5 - 1) / 2 % 1).masked_fill(~mask, 2.0)
+    return mask & (order.argsort(1).argsort(1) < kept)
+
+
+def as_many_scattered(mask: Tensor, before: Tensor, error: Tensor) -> Tensor:
+    return scattered(mask, (mask & (before | error)).sum(1, keepdim=True))
+
+
+ERROR_PARTS = {  # (mask, is a token before the first wrong one, is it that one), (B, T) bool each
+    "before_error": lambda mask, before, error: mask & before,
+    "error_token": lambda mask, before, error: mask & error,
+    "until_error": lambda mask, before, error: mask & (before | error),
+    "after_error": lambda mask, before, error: mask & ~(before | error),
+    "until_error_scattered": as_many_scattered,  # as many of the same completion, anywhere in it
+}
+
+
+def part_by_error(part: str):
+    """The row of TOKEN_WEIGHTS that distils what stands there from the first wrong token."""
+
+    def weights(batch: Batch, scores, method: Method) -> Tensor:
+        mask, first = batch.completions.mask, first_errors(batch, method)
+        t = torch.arange(mask.shape[1], device=mask.device)
+        return ERROR_PARTS[part](mask, t < first, t == first).to(torch.float32)
+
+    return weights
+
+
 minisd.DIVERGENCES["top_k_reverse_kl"] = top_k_row
 minisd.DIVERGENCES["clipped_forward_kl"] = lambda s, t, m: clipped_forward_kl(s, t, m.clip)
+minisd.DIVERGENCES["bregman_clipped_forward_kl"] = lambda s, t, m: bregman_clipped_forward_kl(
+    s, t, m.clip)
 minisd.CREDITS["averaged"] = lambda x, m: averaged_advantage_surrogate(
     x["student_log_probs"], x["teacher_log_probs"], x["mask"]
 )
 minisd.TOKEN_WEIGHTS.update({part: share_of(part) for part in PARTS})
+minisd.TOKEN_WEIGHTS.update({part: part_by_error(part) for part in ERROR_PARTS})
 TAILS = {"naive": naive, "stop_gradient": stop_gradient, "renormalised": renormalised}
 minisd.TAILS.update(TAILS)

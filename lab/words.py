@@ -7,6 +7,7 @@ DIVERGENCES = {
     "reverse_kl": "KL(student || teacher)",
     "jensen_shannon": "Jensen-Shannon divergence (teacher weight {m.teacher_weight:g})",
     "clipped_forward_kl": "KL(teacher || student), terms up to {m.clip:g}",
+    "bregman_clipped_forward_kl": "KL(teacher || student), Bregman terms up to {m.clip:g}",
     "top_k_reverse_kl": "KL(student || teacher) on the {m.top_k} likeliest of the "
                         "{m.top_k_support}, tail {m.top_k_tail}",
 }
@@ -22,6 +23,10 @@ TOKEN_WEIGHTS = {
     "first": "first {m.token_share:g} of the tokens",
     "last": "last {m.token_share:g} of the tokens",
     "spread": "{m.token_share:g} of the tokens, spread",
+    "before_error": "tokens before the first wrong one", "error_token": "first wrong token",
+    "until_error": "tokens up to the first wrong one",
+    "after_error": "tokens after the first wrong one",
+    "until_error_scattered": "as many tokens as up to the first wrong one, scattered",
 }
 ADVANTAGES = {"group": "(r - mean)/std", "group_without_std": "r - mean"}
 REDUCTIONS = {

@@ -1,4 +1,6 @@
-"""Laws of the rows that lab/extra_losses.py adds to the tables: tails, averaged credit, parts."""
+"""Laws of the rows that lab/extra_losses.py adds to the tables: tails, clips, credit, parts."""
+
+import random
 
 import pytest
 import torch
@@ -19,17 +21,24 @@ from test_divergences import (
 
 import minisd
 from lab.extra_losses import (
+    ERROR_PARTS,
     PARTS,
     TAILS,
     averaged_advantage_surrogate,
+    bregman_clipped_forward_kl,
     clipped_forward_kl,
+    scattered,
     token_part,
 )
+from lab.measures.errors import first_wrong_token
 from minisd import (
     SUPPORTS,
+    Batch,
     Completions,
     Method,
     Prompts,
+    Row,
+    Sizes,
     forward_kl,
     is_top,
     reverse_kl,
@@ -37,14 +46,17 @@ from minisd import (
     top_k_reverse_kl,
     weighted_sum,
 )
+from toy_tasks import END_ID, PAD_ID, Example, Problem, decode, encode, other_digit
 
 P3, Q3 = (0.5, 0.3, 0.2), (0.3, 0.2, 0.5)
 LOSSES = {f"{u}_{a}": top_k(u, a) for u in SUPPORTS for a in TAILS}
-LOSSES["clipped_forward_kl"] = lambda s, t: clipped_forward_kl(s, t, 0.05)
+CLIPS = {"clipped_forward_kl": clipped_forward_kl,
+         "bregman_clipped_forward_kl": bregman_clipped_forward_kl}
+LOSSES |= {name: lambda s, t, f=f: f(s, t, 0.05) for name, f in CLIPS.items()}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
-# Tails of the top k, and a clip -------------------------------------------------------------------
+# Tails of the top k, and clips --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("support, tail, k, expected", [
@@ -70,17 +82,26 @@ def test_clipped_forward_kl_value_by_hand():
     close(clipped_forward_kl(p, q, 0.4), 0.130812)  # nothing to clip: forward KL
 
 
-def plain_clipped(s, t):
+def test_bregman_clipped_forward_kl_value_by_hand():
+    """The mass put back with the wrong sign, or after the clip instead of before it."""
+    p, q = logits_of(1 / 2, 1 / 2), logits_of(1 / 4, 3 / 4)
+    # 1/4 ln(1/2) + 1/4 = 0.076713, and 3/4 ln(3/2) - 1/4 = 0.054099.
+    close(bregman_clipped_forward_kl(p, q, 0.06), 0.114099)
+    close(bregman_clipped_forward_kl(p, q, 0.05), 0.1)
+    close(bregman_clipped_forward_kl(p, q, 0.4), 0.130812)  # nothing to clip: forward KL
+
+
+def plain_clipped(s, t, name):
     p, q = s.softmax(-1), t.softmax(-1)
-    return torch.minimum(q * (q / p).log(), torch.tensor(0.05, dtype=q.dtype)).sum(-1)
+    entries = q * (q / p).log() + ("bregman" in name) * (p - q)
+    return torch.minimum(entries, torch.tensor(0.05, dtype=q.dtype)).sum(-1)
 
 
 @every_loss
 def test_losses_agree_with_plain_autograd_of_the_formula(name):
     """A detach too many or too few, or a masked token that still gets a gradient."""
     s, t = random_logits(3).requires_grad_(), random_logits(4)
-    clipped = name == "clipped_forward_kl"
-    plain = plain_clipped(s, t) if clipped else plain_top_k(s, t, *name.split("_", 1))
+    plain = plain_clipped(s, t, name) if name in CLIPS else plain_top_k(s, t, *name.split("_", 1))
     value = LOSSES[name](s, t)
     close(value, plain, 1e-10)
     weights = random_logits(5)[..., 0]
@@ -163,16 +184,45 @@ def test_a_clamped_entry_gives_no_gradient():
     close(p.grad, [[[-0.01, 0.01]]])
 
 
-def test_the_row_of_the_clip_takes_it_from_the_method():
+def descent(loss, p, q, clip):
+    """Minus the gradient in the student's logits."""
+    logits = logits_of(*p).requires_grad_()
+    return -torch.autograd.grad(loss(logits, logits_of(*q), clip).sum(), logits)[0][0, 0]
+
+
+def test_the_published_clip_turns_the_direction_round_and_the_other_one_does_not():
+    """A repaired clip that is the published one, and a docstring that says what is not so."""
+    p, q = (0.5, 0.4, 0.1), (0.6, 0.3, 0.1)  # the teacher wants more of the first token
+    # 0.6 ln(0.6/0.5) = 0.109 is clamped: U = {1, 2}, sum_U q = 0.4.
+    close(descent(clipped_forward_kl, p, q, 0.05), [-0.5 * 0.4, 0.3 - 0.4 * 0.4, 0.1 - 0.1 * 0.4])
+    # As a Bregman entry it is 0.0094: nothing is clamped, and the direction is q - p.
+    close(descent(bregman_clipped_forward_kl, p, q, 0.05), [0.1, -0.1, 0.0])
+    # 0.6 ln(0.6/0.3) - 0.3 = 0.116 is clamped, 0.2 ln(0.2/0.35) + 0.15 = 0.038 is not: U = {1, 2},
+    # sum_U (p - q) = 0.3. The clamped logit still rises, by 0.3 * 0.3.
+    p, q, other = (0.3, 0.35, 0.35), (0.6, 0.2, 0.2), -0.15 + 0.35 * 0.3
+    close(descent(bregman_clipped_forward_kl, p, q, 0.05), [0.09, other, other])
+    assert descent(clipped_forward_kl, p, q, 0.05)[0] < -0.1
+
+
+def test_the_published_clip_can_be_below_zero_and_the_other_one_cannot():
+    """Entries that are no divergence of their own."""
+    p, q = logits_of(0.01, 0.99), logits_of(0.9, 0.1)
+    close(clipped_forward_kl(p, q, 0.05), 0.05 - 0.229253)  # 0.1 ln(0.1/0.99)
+    values = bregman_clipped_forward_kl(random_logits(31), random_logits(32), 0.05)
+    assert (values > 0).all() and (values <= V * 0.05).all()
+    close(bregman_clipped_forward_kl(p, p, 0.05), 0.0)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_the_row_of_a_clip_takes_it_from_the_method(name):
     """A setting that does not reach its formula."""
     s, t = random_logits(29), random_logits(30)
-    row = minisd.DIVERGENCES["clipped_forward_kl"]
     for clip in (0.02, 0.5):
-        method = Method(divergence="clipped_forward_kl", clip=clip)
-        close(row(s, t, method), clipped_forward_kl(s, t, clip), 0.0)
-    close(clipped_forward_kl(s, t, 1e9), forward_kl(s, t), 1e-12)
+        method = Method(divergence=name, clip=clip)
+        close(minisd.DIVERGENCES[name](s, t, method), CLIPS[name](s, t, clip), 0.0)
+    close(CLIPS[name](s, t, 1e9), forward_kl(s, t), 1e-12)
     with pytest.raises(ValueError, match=r"clip: 0\.0"):
-        clipped_forward_kl(s, t, 0.0)
+        CLIPS[name](s, t, 0.0)
 
 
 @every_loss
@@ -319,3 +369,101 @@ def test_token_weights_take_their_share_from_the_method(part):
         method = Method(token_weights=part, token_share=share)
         with pytest.raises(ValueError, match=f"--token_share: {share}; allowed: above 0, to 1"):
             minisd.TOKEN_WEIGHTS[part](batch_of(prompts, prompts, rows), None, method)
+
+
+# Before and after an error ------------------------------------------------------------------------
+
+EXAMPLE = Example(Problem.parse("3*7+4"))
+CHECKED, RIGHT = "3*7+4=2; wait 3*7=1; 1+4=5; answer 5", "wait 3*7=1; 1+4=5; answer 5"
+SLIP, GUESS = "wait 3*7=8; 8+4=2; answer 2", "answer 9"
+
+
+def batch_of_texts(texts: list[str], example=EXAMPLE) -> Batch:
+    rows = [Row(example, {}, [*encode(text), END_ID], text=text) for text in texts]
+    completions = Completions.of([row.ids for row in rows], PAD_ID)
+    return Batch(rows, {}, completions, torch.zeros(len(rows)), Sizes())
+
+
+def weights_by_error(part: str, batch: Batch) -> torch.Tensor:
+    return minisd.TOKEN_WEIGHTS[part](batch, None, Method(token_weights=part))
+
+
+@pytest.mark.parametrize("text, place", [(CHECKED, 6), (SLIP, 5), (GUESS, 1), (RIGHT, None)])
+def test_parts_by_error_are_cut_at_the_first_wrong_token(text, place):
+    """A token in two parts or in none, and a part of another row's error."""
+    batch = batch_of_texts([RIGHT, text, GUESS])
+    before, error, until, after = (
+        weights_by_error(part, batch)[1] > 0
+        for part in ("before_error", "error_token", "until_error", "after_error")
+    )
+    mask = batch.completions.mask[1]
+    assert error.nonzero()[:, 0].tolist() == ([] if place is None else [place])
+    assert before.sum() == (mask.sum() if place is None else place)
+    assert torch.equal(before | error, until) and torch.equal(until | after, mask)
+    assert not (before & error).any() and not (until & after).any()
+
+
+def test_a_glance_counts_as_wrong_although_it_is_checked():
+    """A first error that is looked for among the steps that stand at the end alone."""
+    assert decode(encode(CHECKED)[:7]) == "3*7+4=2" and first_wrong_token(EXAMPLE, CHECKED) == 6
+    assert first_wrong_token(EXAMPLE, CHECKED.replace("+4=2", "+4=5")) is None
+    slip = CHECKED.replace("+4=2", "+4=5").replace("1+4=5", "1+4=6").replace("r 5", "r 6")
+    assert decode(encode(slip)[: first_wrong_token(EXAMPLE, slip) + 1]).endswith("1+4=6")
+
+
+def test_the_rule_of_an_example_is_one_more_right_step():
+    """A right rule that is called a step too many, and a forgotten one that is called right."""
+    example = Example(Problem.parse("3*7"), rule=3)
+    assert first_wrong_token(example, "3*7=1; 1+3=4; answer 4") is None
+    assert first_wrong_token(example, "3*7=1; answer 1") == 7
+    assert first_wrong_token(example, "3*7=1; 1+3=5; answer 5") == 10
+
+
+def test_errors_are_found_in_the_completion_whatever_it_was_padded_with():
+    """Places in the text that are taken for places among the ids."""
+    text = f"{GUESS}"
+    row = Row(EXAMPLE, {}, [PAD_ID, PAD_ID, *encode(text), END_ID], text=text)
+    batch = Batch([row], {}, Completions.of([row.ids], PAD_ID), torch.zeros(1), Sizes())
+    assert weights_by_error("error_token", batch)[0].tolist() == [0, 0, 0, 1, 0]
+
+
+def test_scattered_tokens_are_as_many_and_without_period():
+    """Another number of tokens, padding, or every other token: operands alone of every step."""
+    batch = batch_of_texts([CHECKED, RIGHT, SLIP, GUESS, CHECKED])
+    until, control = (
+        weights_by_error(part, batch) > 0 for part in ("until_error", "until_error_scattered")
+    )
+    assert torch.equal(until.sum(1), control.sum(1))
+    assert not (control & ~batch.completions.mask).any()
+    assert torch.equal(control[1], until[1])  # nothing wrong: all of it
+    assert not torch.equal(control[0], control[4]) and not torch.equal(control[0], until[0])
+    mask = torch.ones(200, 24, dtype=torch.bool)
+    kept = scattered(mask, torch.full((200, 1), 8))
+    assert (kept.sum(1) == 8).all()
+    shares = kept.float().mean(0)  # of every place over many rows: 1/3
+    assert shares.min() > 0.25 and shares.max() < 0.42
+    by_phase = kept.view(200, 4, 6).float().mean((0, 1))  # a single step has 6 tokens
+    assert by_phase.min() > 0.3 and by_phase.max() < 0.37
+
+
+def test_rows_by_error_differ_from_one_another_where_something_is_wrong():
+    """A row that falls through to another one; an untrained model writes no step to be wrong."""
+    rng = random.Random(0)
+    problems = [Problem((2, 5, d), "+-") for d in (0, 1, 3, 4)]
+    rows = []
+    for problem in problems:
+        first, last = problem.values
+        seen = other_digit(rng, last)
+        text = f"wait {problem.text}={seen}; wait 2+5={first}; {first}-{problem.digits[2]}={last}; "
+        rows += batch_of_texts([f"{text}answer {last}"], Example(problem)).rows
+    batch = Batch(rows, {}, Completions.of([r.ids for r in rows], PAD_ID), torch.zeros(4), Sizes())
+    found = {part: weights_by_error(part, batch) for part in ("all", *ERROR_PARTS)}
+    assert len({tuple((w > 0).flatten().tolist()) for w in found.values()}) == len(found) == 6
+
+
+@pytest.mark.parametrize("part", ERROR_PARTS)
+def test_parts_by_error_are_refused_for_another_task(part):
+    """Steps that are looked for in any text: nothing is wrong, and all of it is distilled."""
+    batch = batch_of_texts([RIGHT], example={"prompt": "3*7+4"})
+    with pytest.raises(ValueError, match=f"--token_weights: '{part}'; allowed: another; it reads"):
+        weights_by_error(part, batch)
