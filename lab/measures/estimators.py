@@ -1,9 +1,8 @@
 """Bias and noise of estimators of the gradient of KL(student || teacher) of whole completions.
 
-1 estimators   2 short problems, exactly   3 long problems, their variance   4 the measure
+1 estimators   2 all completions of a problem   3 the measure
 """
 
-import dataclasses
 import math
 import random
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import lab.extra_losses  # noqa: F401  rows of CREDITS and TAILS
 import minisd
 import toy_tasks
 from lab.evaluation import seeded
-from lab.measures.formulas import estimator_laws, signal_and_noise
-from lab.measures.probe import Settings, token_logits
-from minisd import CREDITS, DIVERGENCES, GPT, Completions, Method, Prompts
-from toy_tasks import CONTEXTS, Example, ToyTask
+from lab.measures.formulas import estimator_laws
+from lab.measures.probe import Settings
+from minisd import CREDITS, DIVERGENCES, GPT, Completions, Method
+from toy_tasks import CONTEXTS, Example
 
 # 1. Estimators ------------------------------------------------------------------------------------
 
@@ -46,9 +45,6 @@ TREE_OPERATIONS = (1, 1, 2, 2)  # of the problems whose completions are enumerat
 # Gradients in all weights are folded into so many numbers, with random signs: a linear map that
 # keeps zero bias zero, and lengths and angles to about sqrt(2 / 2048) = 3 %.
 FOLDED = 2048
-HORIZONS = [4, 8, 16, 32, 64]  # tokens of a long completion that are looked at
-LONG_ESTIMATORS = ("token_level", "sequence_level", "sampled_token", "sampled_sequence")
-LONG_PROBLEMS, LONG_COMPLETIONS = 4, 64  # with the most operations; completions of each
 
 
 def estimator_values(name: str, x: dict[str, Tensor]) -> Tensor:
@@ -98,7 +94,7 @@ def folded_gradients(model: GPT, logits: Tensor, directions: Tensor) -> Tensor:
     return fold(torch.cat([g.flatten(1) for g in gradients], dim=1))
 
 
-# 2. Short problems, exactly -----------------------------------------------------------------------
+# 2. All completions of a problem ------------------------------------------------------------------
 
 
 @dataclass
@@ -180,85 +176,16 @@ def tree_laws(tree: Tree, generator: torch.Generator) -> dict:
     return laws
 
 
-# 3. Long problems, their variance -----------------------------------------------------------------
-
-
-def long_gradients(
-    settings: Settings, student: GPT, prompts: Prompts, hinted: Prompts, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Gradients (names, horizons, B, FOLDED) of completions of one problem; tokens (horizons,).
-
-    Of each completion the first h tokens count, for h in HORIZONS: `tokens` is their mean number.
-    """
-    completions = minisd.sample(
-        [(1.0, student, prompts)], max_new_tokens=settings.max_new_tokens,
-        end_ids=ToyTask.end_ids, pad_id=ToyTask.pad_id, generator=generator,
-    )
-    whole = dataclasses.replace(completions, mask=torch.ones_like(completions.mask))
-    shape = (*completions.ids.shape, -1)
-    with torch.no_grad():
-        pair = [token_logits(student, p, whole).view(shape) for p in (prompts, hinted)]
-    position = torch.arange(completions.mask.shape[1])
-    masks = [completions.mask & (position < h) for h in HORIZONS]
-    parts = [dataclasses.replace(completions, mask=mask) for mask in masks]
-    directions = [logit_gradients(n, pair, part) for n in LONG_ESTIMATORS for part in parts]
-    gradients = []
-    for row, direction in enumerate(torch.stack(directions, dim=1)):  # (K, T, V)
-        one = torch.tensor([row])
-        states = minisd.completion_hidden(student, prompts.take(one), completions.ids[one])[0]
-        gradients.append(folded_gradients(student, student.lm_head(states), direction))
-    gradients = torch.stack(gradients, dim=1)  # (K, B, FOLDED)
-    tokens = torch.stack(masks).sum(-1).float().mean(1)
-    return gradients.unflatten(0, (len(LONG_ESTIMATORS), len(HORIZONS))), tokens
-
-
-def measure_long_variance(
-    settings: Settings, student: GPT, rng: random.Random, generator: torch.Generator
-) -> dict:
-    """How the noise of token- and sequence-level estimators grows with the length of completions.
-
-    Over the prefixes of `long_gradients`, geometric means over problems with the most operations:
-    `long.variance.`, the trace of the covariance within a problem; `long.std.`, its root over the
-    norm of the mean gradient, which counts as no smaller than its own noise; `long.exponent.`, the
-    slope of log variance over log tokens (Fu et al. bound it by 2 for token, 4 for sequence level).
-    """
-    task, all_tokens, variances, ratios = settings.task(), [], [], []
-    most = task.world.max_operations
-    for _ in range(LONG_PROBLEMS):
-        example = Example(toy_tasks.draw_problem(rng, task.operators, range(most, most + 1)))
-        hint = task.context(example, settings.context, rng)
-        rows = [task.prompt_ids(example)], [task.prompt_ids(example, hint)]
-        pair = [Prompts.of(row * LONG_COMPLETIONS, task.pad_id) for row in rows]
-        gradients, tokens = long_gradients(settings, student, *pair, generator)
-        laws = [signal_and_noise(g) for g in gradients.flatten(0, 1)]
-        signal, noise = (torch.stack(x).view(gradients.shape[:2]) for x in zip(*laws))
-        noise = noise.clamp(min=1e-12)  # completions that are all alike have none
-        all_tokens.append(tokens)
-        variances.append(noise.log())
-        ratios.append((noise / signal.maximum(noise / LONG_COMPLETIONS)).log() / 2)
-    tokens, variances, ratios = (torch.stack(x).mean(0) for x in (all_tokens, variances, ratios))
-    results = {"long.horizons": HORIZONS, "long.tokens": tokens.tolist()}
-    for name, variance, ratio in zip(LONG_ESTIMATORS, variances, ratios):
-        slope = np.polyfit(tokens.log().numpy(), variance.numpy(), 1)[0]
-        results |= {
-            f"long.variance.{name}": variance.exp().tolist(),
-            f"long.std.{name}": ratio.exp().tolist(),
-            f"long.exponent.{name}": float(slope),
-        }
-    return results
-
-
-# 4. The measure -----------------------------------------------------------------------------------
+# 3. The measure -----------------------------------------------------------------------------------
 
 
 def measure_estimators(settings: Settings) -> dict:
     """Bias, spread and cosine of every estimator of the gradient of KL(student || teacher).
 
-    Short problems: exact, see `estimator_laws` (relative to the norm of the true gradient, means
-    over problems), `bias.`, `std.`, `limit_cosine.`, and over `counts` `cosine.`, `error.`;
-    `token_bias.` is the bias against the token-level gradient; `completions` (number) and
-    `cut_frac` (share of their probability that is cut before the end token) describe the trees.
-    Long problems: `long.`, see `measure_long_variance`. Nothing is trained.
+    Means over problems so short that all completions can be summed over, see `estimator_laws`:
+    `bias.` and `std.`, relative to the norm of the true gradient, `limit_cosine.`, and over
+    `counts` `cosine.` and `error.`. `token_bias.` is the bias against the token-level gradient;
+    `completions` and `cut_frac` (share of their probability that is cut) describe the trees.
     """
     # With the others the teacher is the student, or has a context made of nothing.
     known = [k for k, row in CONTEXTS.items() if not (row.attempt or row.draws_rule)]
@@ -280,6 +207,5 @@ def measure_estimators(settings: Settings) -> dict:
                 rarest=RAREST_PREFIX,
             )
             per_problem.append(tree_laws(tree, generator))
-        long = measure_long_variance(settings, student, rng, generator)
     means = {name: np.mean([p[name] for p in per_problem], 0).tolist() for name in per_problem[0]}
-    return {"counts": SAMPLE_COUNTS} | means | long
+    return {"counts": SAMPLE_COUNTS} | means

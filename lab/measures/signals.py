@@ -15,6 +15,8 @@ from minisd import GPT, METHODS, Sizes, Task, Teacher
 
 REWARD_BATCHES, REWARD_COMPLETIONS = 4, 1024  # the policy gradient that counts as the true one
 SIGNAL_BATCHES, SIGNAL_COMPLETIONS = 16, 64  # of every method
+ROWS = METHODS | {"sdpo_feedback": dataclasses.replace(METHODS["sdpo"], context="feedback")}
+MEASURED = ("sft", "grpo", "sdpo", "sdpo_feedback")
 
 
 def batch_gradients(
@@ -22,9 +24,9 @@ def batch_gradients(
 ) -> Tensor:
     """Gradients (count, D) of the loss of that many batches, as a first step of training has it.
 
-    name: of the method, whose penalty to the initial model, 0 at a first step, is left out.
+    name: in ROWS. Its penalty to the initial model, 0 at a first step, is left out.
     """
-    method = dataclasses.replace(METHODS[name], kl_coef=0.0)
+    method = dataclasses.replace(ROWS[name], kl_coef=0.0)
     key, teacher = f"signal-{name}-{settings.seed}", Teacher(method, student)
     rng, generator = random.Random(key), seeded(key, torch.device(settings.device))
     gradients = []
@@ -40,14 +42,15 @@ def batch_gradients(
 
 
 def measure_signal(settings: Settings) -> dict:
-    """Signal, noise and direction of the first gradients of sft, grpo (without penalty) and sdpo.
+    """Signal, noise and direction of the first gradients of MEASURED, which train nothing here.
 
+    sdpo sees the solution, sdpo_feedback the verdict on the student's own attempt.
     All from batches of `completions` sampled completions on the training pool (of which sft keeps
     the correct ones). `snr.`: ||mean||^2 / trace of the covariance of a batch. `cosine.`: of the
     mean over all batches to the gradient of the expected reward, corrected for noise;
     `raw_cosine.`: without correction; `batch_cosine.`: mean cosine of one batch. The reward
     gradient is a policy gradient from `reward_completions`, its baseline the mean reward of a
-    problem; `reward_reliability` is the cosine of its two halves. Nothing is trained.
+    problem; `reward_reliability` is the cosine of its two halves.
     """
     student, task = settings.base(), settings.task()
     cosine = partial(torch.nn.functional.cosine_similarity, dim=-1)
@@ -63,7 +66,7 @@ def measure_signal(settings: Settings) -> dict:
         "reward_reliability": cosine(*halves).item(),
     }
     sizes = Sizes(SIGNAL_COMPLETIONS // 8, 8, limit)
-    for name in ("sft", "grpo", "sdpo"):
+    for name in MEASURED:
         gradients = gradients_of(name, sizes=sizes, count=SIGNAL_BATCHES)  # (n, D)
         signal, noise = signal_and_noise(gradients)
         results |= {
