@@ -4,9 +4,10 @@ python -m lab.measures information --seed 0 --out out/information.json
 python -m lab.measures horizon --world persona_rate=0 --out out/horizon.json
 python -m lab.measures rules --run out/sdpo-0 --out out/sdpo-0/rules.json
 
-Of a finished run: calibration, how sure of its answers the student is and how often right; and,
-of one with --rules, rules, where it landed between teachers with different rules, and floor, how
-near it could have come to them.
+Of a finished run: calibration, how sure of its answers the student is and how often right;
+distance, how far it is from its teacher at places that do not move; and, of one with --rules,
+rules, where it landed between teachers with different rules, and floor, how near it could have
+come to them.
 The others look at the base model and train nothing. information: what a context tells. horizon,
 prefixes: teachers on prefixes of the student. estimators: bias and noise of gradients of the KL.
 signal: the first gradients of methods against that of the reward. remark: whether a teacher
@@ -23,6 +24,7 @@ from pathlib import Path
 from lab import storage
 from lab.flags import OneLineParser, add_group, parse_value, run_main, settings_of
 from lab.measures.calibration import measure_calibration
+from lab.measures.distance import measure_distance
 from lab.measures.estimators import measure_estimators
 from lab.measures.floor import measure_floor
 from lab.measures.horizon import measure_horizon
@@ -42,7 +44,8 @@ MEASURES = {
     "signal": measure_signal,
     "remark": measure_remark,
 }
-OF_RUNS = {"rules": measure_rules, "floor": measure_floor, "calibration": measure_calibration}
+WITH_RULES = {"rules": measure_rules, "floor": measure_floor}
+OF_RUNS = WITH_RULES | {"calibration": measure_calibration, "distance": measure_distance}
 NAMES = (*OF_RUNS, *MEASURES)
 TOY = {field.name for field in dataclasses.fields(Toy)}
 COMMON = {"seed", "max_new_tokens", "device", "cache_dir", "threads", "out", *TOY}
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     if name in OF_RUNS:
         folder, given = Path(flags["run"]), (flags.get(k, "") for k in ("device", "cache_dir"))
-        settings, threads = settings_of_run(folder, *given, with_rules=name != "calibration")
+        settings, threads = settings_of_run(folder, *given, with_rules=name in WITH_RULES)
         measure = partial(OF_RUNS[name], folder=folder)
     else:
         settings, threads, measure = settings_from(flags), flags["threads"], MEASURES[name]
