@@ -1,63 +1,87 @@
-"""After the student's first wrong step the teacher's signal is worth little.
+"""After the student's first wrong value its teacher, who knows better, is of no help.
 
-Source: Firth 2026; Zhu et al. 2605.11182; SFD 2605.30833; a thread by Partridge (second-hand).
+Source: Firth 2026; a thread by Partridge (second-hand); Zhu et al. 2605.11182; SFD 2605.30833.
 
-Published: KL -48 to -69 % and disagreement -75 to -80 % from the first to the last twentieth;
-pairwise gradient cosine 20-25 % higher early; teacher accuracy falls on student prefixes.
+Published: a teacher that knows 7 and finds itself having said 3 can only play a confused author
+(an argument). KL -48 to -69 % and disagreement -75 to -80 % from the first to the last twentieth of
+completions; teacher accuracy falls on student prefixes.
 
-Predicted: From the student's prefix that ends with its first wrong step the teacher, solution
-shown, is right at least 10 points less often than the same model without the solution, and not in
-a world whose documents never need a check. In wrong completions KL and disagreement at least
-halve from the first to the last tenth.
+Predicted: From behind a wrong glance that nobody has checked yet the teacher, solution shown, is
+right at least 20 points less often than the same model without the solution. From behind a right
+one it is not, or by less than half as much, so that the error makes the difference and not the
+weakness of a hinted author: knowing the answer, it could as well have been the better one. It does
+not check (less than 40 % of the time; the unaided model more than 80 %). Where authors behind a
+solution stay careful, who know as much and have said the same wrong value, little is lost: it is
+the manner, not the contradiction. In wrong completions KL and disagreement at least halve from the
+first to the last tenth; Firth's teacher saw feedback, here it sees the solution.
 """
 
 import math
 
-from lab.claims.arms import NO_FUNCTION, Measure
-from lab.claims.statements import Panel, Quantity, Runs, at, over_steps
+from lab.claims.arms import Measure
+from lab.claims.statements import Panel, Quantity, Runs, at, value
 
-ARMS = {"measured": Measure("horizon"), "no function": Measure("horizon", NO_FUNCTION)}
+ARMS = {"measured": Measure("careful")}
+ONCE = {
+    "by position": Measure("horizon"),
+    "careful behind a solution": Measure("careful", "--world certainty.solution=0"),
+}
 
 
-def deficit(arm: str) -> Quantity:
-    """Accuracy right after the forced error: teacher minus the same model without context."""
+def lead(arm: str, glance: str) -> Quantity:
+    """Accuracy from behind a wrong or a right glance: teacher minus the same model without it."""
     def measured(runs: Runs) -> float:
-        return at(runs, arm, "teacher_forced", 1) - at(runs, arm, "unaided_forced", 1)
+        teacher, unaided = (
+            at(runs, arm, f"forced_{glance}_glance_{reader}") for reader in ("teacher", "unaided")
+        )
+        return teacher - unaided
 
-    return Quantity(
-        "accuracy from right after a wrong step, with minus without the solution (fraction)",
-        measured, ((1, arm),),
-    )
+    words = f"accuracy from behind a {glance} glance (fraction), with minus without the solution"
+    return Quantity(words, measured, ((1, arm),))
+
+
+def checked(reader: str, who: str) -> Quantity:
+    words = f"wrong glances that are checked (fraction), {who}"
+    return value(f"forced_wrong_glance_{reader}_checked_frac", "measured", words)
 
 
 def end_ratio(words: str, name: str) -> Quantity:
     """The last tenth of completions over the first, minus 1, of what was measured by position."""
     def measured(runs: Runs) -> float:
-        return at(runs, "measured", name, -1) / (at(runs, "measured", name, 0) or math.nan) - 1
+        first, last = (at(runs, "by position", name, i) for i in (0, -1))
+        return last / (first or math.nan) - 1
 
     return Quantity(f"{words} in wrong completions, last tenth / first - 1", measured)
 
 
-EFFECT = deficit("measured") < -0.1
-CONTROL = deficit("no function")
+def accuracies(reader: str):
+    """A curve: behind a right glance, behind a wrong one."""
+    names = [f"forced_{glance}_glance_{reader}" for glance in ("right", "wrong")]
+    return lambda runs: [at(runs, "measured", name) for name in names]
+
+
+EFFECT = lead("measured", "wrong") < -0.2
+CONTROL = lead("measured", "right")
 TESTABLE = [
-    Quantity(
-        "accuracy without the solution, right after the wrong step (fraction)",
-        lambda runs: at(runs, "measured", "unaided_forced", 1),
+    value(
+        "forced_wrong_glance_unaided", "measured",
+        "accuracy from behind a wrong glance without the solution (fraction)",
     ) > 0.35,
 ]
 ALSO = [
+    checked("teacher", "with the solution") < 0.4,
+    checked("unaided", "without the solution") > 0.8,
+    lead("careful behind a solution", "wrong") > -0.1,
     end_ratio("KL(student || teacher)", "position_reverse_kl_incorrect") < -0.5,
     end_ratio("disagreement", "position_disagreement_incorrect") < -0.5,
 ]
 PANELS = [
     Panel(
-        "accuracy of completions from a prefix (fraction)", "the prefix ends",
-        ["before the\nwrong step", "after it", "+1 step", "+2", "+3"],
+        "accuracy from behind a glance (fraction)", "the glance is", ["right", "wrong"],
         {
-            "with the solution, step wrong": over_steps("teacher_forced", "measured"),
-            "without, step wrong": over_steps("unaided_forced", "measured"),
-            "with the solution, step right": over_steps("teacher_unforced", "measured"),
+            "with the solution": accuracies("teacher"),
+            "without the solution": accuracies("unaided"),
         },
+        joined=False,
     ),
 ]
