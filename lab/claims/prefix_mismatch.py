@@ -1,72 +1,57 @@
 """A teacher is right less often when it goes on from the student's prefixes.
 
-Source: Zhu et al. 2605.11182; Li et al. 2604.13016.
+Source: Zhu et al. 2605.11182; Li et al. 2604.13016; SFD 2605.30833.
 
-Published: GPQA 62.1 on its own, 46.0 on the student's prefixes; lead +0.37 at 1k tokens, +0.02 at
-16k.
+Published: GPQA 62.1 from the teacher's own prefixes, 46.0 from the student's; lead over the student
++0.37 at 1k tokens, +0.02 at 16k.
 
-Predicted: From three quarters of the student's completion the teacher is right at least 5 points
-less often than from its own, and the gap grows from a quarter to three quarters; a teacher of
-another style loses 10 points. Trained on-policy by it, a raw student stays 10 points of fresh
-accuracy below one that imitates its samples. Where both write step by step, half of the gap at
-most remains.
-
-Found (commit dce4e41, first edition): reproduced, 1 of 4 statements hold. The teacher loses 25
-points on the student's prefixes. Where both write step by step 5 of them are left: most of it is
-a mismatch of style, since of itself the teacher answers at once. It hardly grows after the first
-quarter, and a teacher of another style can be learned from on-policy as well as off-policy.
+Predicted: We expect less than published: from three quarters of the student's completion the
+teacher, solution shown, is right some 5 points less often than from its own, not 10, since the
+student's wrong glances are followed by their checks, which a teacher goes on with. What is lost is
+lost to wrong values in the prefix: where all of it is right so far, in the student's manner as
+ever, the teacher loses nothing. The loss grows from a quarter to three quarters.
 """
 
-from lab.claims.arms import FORWARD_KL, OFF_POLICY, OTHER_STYLE, Measure
-from lab.claims.statements import Panel, Quantity, Runs, at, over_steps, value
+from lab.claims.arms import Measure
+from lab.claims.statements import Panel, Quantity, at, over_steps
 
-ARMS = {
-    "measured": Measure("prefixes"),
-    "on-policy": f"{OTHER_STYLE} {FORWARD_KL}",
-    "off-policy": f"{OTHER_STYLE} {FORWARD_KL} {OFF_POLICY}",
-}
+ARMS = {"measured": Measure("prefixes")}
 LENGTHS = [0.0, 0.25, 0.5, 0.75]  # of the prefix, as a share of the completion
 
 
-def gap(runs: Runs, reader: str, length: float, which: str = "") -> float:
-    """Accuracy from the student's prefixes minus from the reader's own."""
-    i = LENGTHS.index(length)
-    own = at(runs, "measured", f"{reader}_own_prefix{which}", i)
-    return at(runs, "measured", f"{reader}_student_prefix{which}", i) - own
+def from_prefixes(name: str, length: float):
+    """Accuracy of completions from prefixes of that length, as a function of runs."""
+    return lambda runs: at(runs, "measured", name, LENGTHS.index(length))
 
 
-STATEMENTS = [
+def gap(length: float, which: str = "") -> Quantity:
+    """From the student's prefixes minus from the teacher's own."""
+    names = (f"teacher_student_prefix{which}", f"teacher_own_prefix{which}")
+    student, own = (from_prefixes(name, length) for name in names)
+    place = f"{length:.0%} of a completion" + ", all of it right" * bool(which)
+    words = "accuracy of the teacher (fraction), from the student's prefixes minus from its own"
+    return Quantity(words, lambda runs: student(runs) - own(runs), ((1, place),))
+
+
+EFFECT = gap(0.75) < -0.1
+CONTROL = gap(0.75, "_sound")
+TESTABLE = [
     Quantity(
-        "teacher with solution, 75 % of a completion: student's minus own prefix",
-        lambda runs: gap(runs, "teacher", 0.75),
-    ) < -0.05,
-    Quantity(
-        "the same, 75 % minus 25 %",
-        lambda runs: gap(runs, "teacher", 0.75) - gap(runs, "teacher", 0.25),
-    ) < 0,
-    Quantity(
-        "teacher of another style, 75 %: student's minus own prefix",
-        lambda runs: gap(runs, "external", 0.75),
-    ) < -0.1,
-    value("fresh.accuracy", "on-policy") - value("fresh.accuracy", "off-policy") < -0.1,
+        "accuracy of the teacher from 75% of its own completions (fraction)",
+        from_prefixes("teacher_own_prefix", 0.75),
+    ) > 0.35,
 ]
-CONTROL = Quantity(
-    "the same where both write step by step, so that only the student's errors differ",
-    lambda runs: gap(runs, "teacher", 0.75, "_steps"),
-)
-SHOWN = ["fresh.accuracy"]
+ALSO = [gap(0.75) - gap(0.25) < 0]
 PANELS = [
     Panel(
         "accuracy of completions from a prefix (fraction)",
         "share of the completion given as prefix (fraction)",
         LENGTHS,
         {
-            "teacher with solution, student's prefix": over_steps(
-                "teacher_student_prefix", "measured"
-            ),
-            "teacher with solution, own": over_steps("teacher_own_prefix", "measured"),
-            "another style, student's prefix": over_steps("external_student_prefix", "measured"),
-            "another style, own": over_steps("external_own_prefix", "measured"),
+            "teacher, student's prefix": over_steps("teacher_student_prefix", "measured"),
+            "teacher, its own": over_steps("teacher_own_prefix", "measured"),
+            "teacher, student's, all right": over_steps("teacher_student_prefix_sound", "measured"),
+            "student, its own": over_steps("unaided_student_prefix", "measured"),
         },
     )
 ]
