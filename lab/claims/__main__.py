@@ -41,6 +41,7 @@ OWN = ("--universes", "--workers", "--out_dir")
 REFUSED = {  # flag: why not
     "--method": "see their arms", "--init": "all are in the toy", "--data": "all are in the toy",
     "--resume": "the same command goes on", "--seed": "it is the number of the universe",
+    "--seeds": "--universes",
 }
 SHOWN = 3  # claims up to which all of a claim is shown on the terminal
 
