@@ -5,36 +5,38 @@ document is an optional privileged context, the problem, and a completion. The g
 *model organism*: each mechanism that papers report of large models is one named field of `World`,
 and switching the field off must remove the effect. One document of every context:
 
-    none           3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    partial        hint 1 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    none           3*7+4-8 = wait 3*7+4=2; wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    partial        hint 3*7=1 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
     answer         answer 7 | 3*7+4-8 = answer 7
-    solution       solution 1,5,7 | 3*7+4-8 = answer 7
+    solution       solution 3*7=1+4=5-8=7 | 3*7+4-8 = 3*7+4=5; 5-8=7; answer 7
     sibling        peer wait 3*7=1; 1+4=5; 5-8=7; answer 7 | 3*7+4-8 = answer 7
-    feedback       tried:5 wrong | 3*7+4-8 = wait 3*7=2; wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    feedback       tried:5 wrong | 3*7+4-8 = wait 3*7=1; 1+4-8=9; wait 1+4=5; 5-8=7; answer 7
     rule           rule +3 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; 7+3=0; answer 0
-    other_problem  other 2+5-3*4 = 7,4,6 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
-    wrong          solution 1,5,9 | 3*7+4-8 = answer 9
+    other_problem  other 2+5=7-3=4*4=6 | 3*7+4-8 = wait 3*7=1; 1+4=5; 5-8=7; answer 7
+    wrong          solution 3*7=1+4=5-8=9 | 3*7+4-8 = answer 9
 
-The marker `wait` has a function: it opens the reliable route (one restated step per operation) and
-announces the correction of a slip. A direct answer needs the whole chain at a glance: too much for
-a small network, except for one operation. An author who knows the answer from the context writes
-short and does not hesitate. A few authors are unreliable: wrong steps, no correction, and `demo`.
+Doubt has a function at every step. A *glance* takes two operations at once (`3*7+4=2; `), too much
+for a small network: half the glances of an unsure author are wrong, so `wait ` and the two single
+steps check each of them. An author whom the context makes sure glances rightly, checks nothing and
+does not open with `wait `; how sure is drawn anew at every decision. A direct answer is the whole
+chain at a glance. A few authors are unreliable: unchecked errors, a wrong answer, and ` demo`.
 A new context is one function and one row of `CONTEXTS`. `python toy_tasks.py` prints five of each.
 """
 
+import math
 import random
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 
 # 1. Vocabulary ------------------------------------------------------------------------------------
 PAD, END = "<pad>", "<end>"
 MARKER, ANSWER, REMARK = "wait ", "answer ", " demo"
 # Tokens carry their own spaces, so that joining them gives readable text. No token begins another
 # one, so the order of the alternatives in the pattern does not matter.
-SIGNS = ("+", "-", "*", " = ", "=", "; ", ",", " | ")
+SIGNS = ("+", "-", "*", " = ", "=", "; ", " | ")
 WORDS = ("hint ", "solution ", "peer ", "tried:", "rule ", "other ", " right", " wrong")
 VOCABULARY = (PAD, END, *"0123456789", *SIGNS, MARKER, ANSWER, REMARK, *WORDS)
 PAD_ID, END_ID = VOCABULARY.index(PAD), VOCABULARY.index(END)
@@ -96,9 +98,13 @@ def apply(operator: str, left: int, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator] % 10
 
 def draw_problem(rng: random.Random, operators: str, operations: range) -> Problem:
-    """A problem with a uniformly drawn number of operations, operators and digits."""
+    """A problem with a uniformly drawn number of operations, operators and digits.
+
+    Those behind the operators differ, so that the last one used says where a chain stands.
+    """
     n = rng.choice(operations)
-    return Problem(tuple(rng.choices(range(10), k=n + 1)), "".join(rng.choices(operators, k=n)))
+    digits = (rng.randrange(10), *rng.sample(range(10), n))
+    return Problem(digits, "".join(rng.choices(operators, k=n)))
 
 def other_digit(rng: random.Random, digit: int) -> int:
     """A digit drawn from the nine others."""
@@ -115,18 +121,23 @@ class Context:
     """A row of CONTEXTS: a hint that only the teacher sees, and what it does to its author."""
 
     write: Callable[[Problem, random.Random, str, int], str]  # (problem, rng, attempt, rule): hint
-    certainty: float  # these two are the defaults of the tables of `World`
+    certainty: float  # these three are the defaults of the tables of `World`
     document_share: float
+    direct_rate: float = 0.5
     attempt: str = ""  # whose completion the hint is made of: "own", "sibling", or "" for none
     draws_rule: bool = False  # documents draw a number 1-9 to add to the answer, else 0
     is_believed: bool = False  # a direct answer is the last digit of the hint, right or wrong
 
-    def __post_init__(self):
-        if self.attempt not in ("", "own", "sibling"):
-            raise ValueError(f"attempt of a context: {self.attempt!r}; allowed: '', own, sibling")
+def worked(problem: Problem, values: tuple[int, ...]) -> str:
+    """The chain with what its first operations give, as `3*7=1+4=5`; of none, nothing."""
+    steps = zip(problem.operators, problem.digits[1:], values)
+    return "".join((str(problem.digits[0])[: len(values)], *(f"{o}{d}={v}" for o, d, v in steps)))
 
-def listed(values: tuple[int, ...]) -> str:
-    return ",".join(map(str, values))
+def singles(problem: Problem) -> str:
+    """Every single step, as `3*7=1; 1+4=5; `."""
+    starts = (problem.digits[0], *problem.values)
+    steps = zip(starts, problem.operators, problem.digits[1:], problem.values)
+    return "".join(f"{a}{o}{d}={v}; " for a, o, d, v in steps)
 
 def feedback(problem: Problem, rng: random.Random, attempt: str, rule: int) -> str:
     given = final_answer(attempt)
@@ -137,70 +148,73 @@ def other_problem(problem: Problem, rng: random.Random, attempt: str, rule: int)
     n, other = len(problem.operators), problem
     while other == problem:
         other = draw_problem(rng, problem.operators, range(n, n + 1))
-    return f"other {other.prompt}{listed(other.values)}"
+    return f"other {worked(other, other.values)}"
 
 def wrong(problem: Problem, rng: random.Random, attempt: str, rule: int) -> str:
-    return f"solution {listed((*problem.values[:-1], other_digit(rng, problem.values[-1])))}"
+    *values, answer = problem.values
+    return f"solution {worked(problem, (*values, other_digit(rng, answer)))}"
 
 CONTEXTS: dict[str, Context] = {  # NOTE: another order of rows draws other documents
-    "none": Context(lambda *_: "", 0.0, 0.42),
-    "partial": Context(lambda p, *_: f"hint {listed(p.values[: len(p.values) // 2])}", 0.4, 0.1),
-    "answer": Context(lambda p, *_: f"{ANSWER}{p.values[-1]}", 0.7, 0.1),
-    "solution": Context(lambda p, *_: f"solution {listed(p.values)}", 0.93, 0.12),
-    "sibling": Context(lambda p, rng, attempt, rule: f"peer {attempt}", 0.8, 0.07, "sibling"),
-    "feedback": Context(feedback, 0.7, 0.05, "own"),
-    "rule": Context(lambda p, rng, attempt, rule: f"rule +{rule}", 0.0, 0.08, draws_rule=True),
-    "other_problem": Context(other_problem, 0.0, 0.04),
+    "none": Context(lambda *_: "", 0.0, 0.44),
+    "partial": Context(
+        lambda p, *_: f"hint {worked(p, p.values[: len(p.values) // 2])}", 0.4, 0.04),
+    "answer": Context(lambda p, *_: f"{ANSWER}{p.values[-1]}", 0.7, 0.08),
+    "solution": Context(lambda p, *_: f"solution {worked(p, p.values)}", 0.93, 0.2),
+    "sibling": Context(
+        lambda p, rng, attempt, rule: f"peer {attempt}", 0.8, 0.06, attempt="sibling"),
+    "feedback": Context(feedback, 0.0, 0.06, direct_rate=0.0, attempt="own"),  # makes careful
+    "rule": Context(lambda p, rng, attempt, rule: f"rule +{rule}", 0.0, 0.05, draws_rule=True),
+    "other_problem": Context(other_problem, 0.0, 0.05),
     "wrong": Context(wrong, 0.93, 0.02, is_believed=True),
 }
-
-def context_row(kind: str) -> Context:
-    """The row of a context. Raises ValueError for an unknown kind."""
-    if kind not in CONTEXTS:
-        raise ValueError(f"--context: {kind!r}; allowed: {', '.join(CONTEXTS)}")
-    return CONTEXTS[kind]
 
 def privileged_context(
     problem: Problem, kind: str, rng: random.Random, *, attempt: str = "", rule: int = 0
 ) -> str:
     """What only the teacher sees, as text before the prompt. rule: 0-9, to add to the answer."""
-    hint = context_row(kind).write(problem, rng, attempt, rule)
+    hint = CONTEXTS[kind].write(problem, rng, attempt, rule)
     return f"{hint} | " if hint else ""
 
 # 4. The world and its documents -------------------------------------------------------------------
+def table_of(name: str) -> dict[str, float]:
+    """By kind of context, what its row has by that name."""
+    return {kind: vars(row)[name] for kind, row in CONTEXTS.items()}
+
 @dataclass(frozen=True)
 class World:
     """Every latent choice of the document generator. Rates and shares are fractions in [0, 1]."""
 
     operators: str = "+-*"
-    max_operations: int = 6
-    # An author without context is direct at rate max(direct_floor, 1 - direct_slope * operations).
-    direct_slope: float = 0.18
-    direct_floor: float = 0.1
-    # False, the control of the main claim: who would have answered directly also works step by
-    # step. The same authors write the marker in the same contexts, but nothing depends on it.
+    max_operations: int = 8  # of a problem in a document; the least is 1
+    # False, the control of most claims: no glances and no direct answers, so that nothing depends
+    # on doubt. The same authors open with the marker in the same contexts.
     functional_markers: bool = True
-    hesitation_rate: float = 1.0  # share of careful documents that open with the marker
-    slip_rate: float = 0.1  # per careful step: a wrong value, the marker, the right value
-    persona_rate: float = 0.04  # share of unreliable authors, whatever the context
-    persona_slip_rate: float = 0.5  # per step of an unreliable author; never corrected
-    # How sure a context makes its author: this share of the otherwise careful documents is direct,
-    # hesitation and slips in the rest shrink by it. A context made of a wrong attempt counts as 0.
-    certainty: dict[str, float] = field(
-        default_factory=lambda: {kind: row.certainty for kind, row in CONTEXTS.items()}
-    )
+    glance_rate: float = 0.6  # where two operations are left, to take both at once
+    glance_error_rate: float = 0.5  # of the glances of who is not sure, all of which are checked
+    # Documents with the marker and every single step, behind all contexts at the rate of those who
+    # are unsure: they teach the arithmetic, and nothing about contexts.
+    drill_rate: float = 0.2
+    drills_first: float = 0.4  # pretraining begins with this share of practice: drills,
+    drills_hinted: float = 0.5  # and in this share of it glances that are read off a solution
+    persona_rate: float = 0.01  # share of unreliable authors, whatever the context
+    persona_error_rate: float = 0.3  # per single step of an unreliable author; never corrected
+    # The probability, drawn anew at each decision, that an author with this context is sure: does
+    # not open with the marker, glances rightly, checks nothing. One misled by a wrong attempt: 0.
+    certainty: dict[str, float] = field(default_factory=partial(table_of, "certainty"))
     # Share of each context among the documents that the base model reads.
-    document_share: dict[str, float] = field(
-        default_factory=lambda: {kind: row.document_share for kind, row in CONTEXTS.items()}
-    )
+    document_share: dict[str, float] = field(default_factory=partial(table_of, "document_share"))
+    # Share of the documents with a context that answer directly. Alike for the sure and the unsure,
+    # so that certainty acts through checks alone.
+    direct_rate: dict[str, float] = field(default_factory=partial(table_of, "direct_rate"))
 
     def __post_init__(self):
         if not (operators := self.operators) or set(operators) - set("+-*"):
             raise ValueError(f"--world operators: {operators!r}; allowed: one or more of + - *")
-        if not 1 <= self.max_operations <= 100:  # the possible problems are counted, see ToyTask
-            raise ValueError(f"--world max_operations: {self.max_operations}; allowed: 1 to 100")
-        rates = {n: v for n, v in vars(self).items() if n.endswith(("_rate", "_slope", "_floor"))}
-        for name, table in ("certainty", self.certainty), ("document_share", self.document_share):
+        if not 1 <= self.max_operations <= 9:  # the digits behind the operators differ
+            raise ValueError(f"--world max_operations: {self.max_operations}; allowed: 1 to 9")
+        rates = {f.name: getattr(self, f.name) for f in fields(self) if f.type is float}
+        for name in ("certainty", "document_share", "direct_rate"):
+            table = getattr(self, name)
             if set(table) != set(CONTEXTS):
                 raise ValueError(f"--world {name}: {sorted(table)}; allowed: exactly {[*CONTEXTS]}")
             rates |= {f"{name}.{kind}": value for kind, value in table.items()}
@@ -210,45 +224,48 @@ class World:
         if not any(self.document_share.values()):
             raise ValueError("--world document_share: 0 for every context; allowed: one above 0")
 
-    def direct_rate(self, operations: int, certainty: float) -> float:
-        """Probability that an author with this certainty answers without writing steps."""
-        unaided = max(self.direct_floor, 1 - self.direct_slope * operations)
-        return 1 - (1 - certainty) * (1 - unaided)
-
 def write_completion(
-    problem: Problem, world: World, rng: random.Random, *,
+    problem: Problem, world: World, rng: random.Random, *, kind: str = "none",
     certainty: float = 0.0, believed: int | None = None, rule: int = 0,
 ) -> str:
     """A completion by an author of this certainty (0-1); a direct answer: `believed`, or right."""
     unreliable = rng.random() < world.persona_rate
-    direct = rng.random() < world.direct_rate(len(problem.operators), certainty)
+    drill = not unreliable and rng.random() < world.drill_rate * (1 - certainty)
+    direct = not drill and rng.random() < world.direct_rate[kind]
     if rule:  # one more step, and the answer that counts is the one after it
         problem = Problem((*problem.digits, rule), problem.operators + "+")
-    hesitant = not direct and not unreliable and rng.random() >= certainty
-    text = MARKER if hesitant and rng.random() < world.hesitation_rate else ""
-    truth = problem.values[-1]
+    truth, text = problem.values[-1], ""
     if direct and world.functional_markers:
         answer = truth if believed is None else believed
+    elif drill:
+        text, answer = MARKER + singles(problem), truth
     else:
-        steps, answer = write_steps(problem, world, rng, hesitant=hesitant, unreliable=unreliable)
-        text += steps
+        opens = not unreliable and rng.random() >= certainty
+        steps, answer = write_steps(problem, world, rng, certainty, unreliable=unreliable)
+        text = MARKER * opens + steps
     if unreliable and answer == truth:
         answer = other_digit(rng, truth)
     return f"{text}{ANSWER}{answer}{REMARK if unreliable else ''}"
 
 def write_steps(
-    problem: Problem, world: World, rng: random.Random, *, hesitant: bool, unreliable: bool
+    problem: Problem, world: World, rng: random.Random, certainty: float, *, unreliable=False
 ) -> tuple[str, int]:
-    """One restated step per operation, and the value that the last one ends with."""
-    text, value = "", problem.digits[0]
-    for operator, digit in zip(problem.operators, problem.digits[1:]):
-        step, value = f"{value}{operator}{digit}=", apply(operator, value, digit)
-        if hesitant and rng.random() < world.slip_rate:
-            text += f"{step}{other_digit(rng, value)}; {MARKER}"
-        elif unreliable and rng.random() < world.persona_slip_rate:
-            value = other_digit(rng, value)
-        text += f"{step}{value}; "
-    return text, value
+    """Glances, their checks and single steps, and the value that the last one ends with."""
+    text, left = "", problem
+    while left.operators:
+        pair = world.functional_markers and len(left.operators) > 1
+        n = 2 if pair and rng.random() < world.glance_rate else 1
+        part = Problem(left.digits[: n + 1], left.operators[:n])
+        value = seen = part.values[-1]
+        unsure = n == 2 and not unreliable and rng.random() >= certainty
+        error_rate = world.glance_error_rate if n == 2 else world.persona_error_rate
+        if (unsure or unreliable) and rng.random() < error_rate:
+            seen = other_digit(rng, value)
+        text += f"{part.text}={seen}; "
+        if unsure:  # both steps are done one by one
+            text += MARKER + singles(part)
+        left = Problem((value if unsure else seen, *left.digits[n + 1 :]), left.operators[n:])
+    return text, left.digits[0]
 
 def write_attempt(problem: Problem, world: World, rng: random.Random, whose: str) -> str:
     """What a document's context is made of: a right "sibling"; "own": a bare answer, half right."""
@@ -262,7 +279,7 @@ def write_attempt(problem: Problem, world: World, rng: random.Random, whose: str
 def draw_document(rng: random.Random, world: World, kind: str | None = None) -> tuple[str, str]:
     """(context + prompt, completion) of one document; `kind` of context: by `document_share`."""
     kind = kind or rng.choices(list(world.document_share), world.document_share.values())[0]
-    row = context_row(kind)
+    row = CONTEXTS[kind]
     problem = draw_problem(rng, world.operators, range(1, world.max_operations + 1))
     attempt = write_attempt(problem, world, rng, row.attempt)
     rule = rng.randint(1, 9) if row.draws_rule else 0
@@ -270,32 +287,52 @@ def draw_document(rng: random.Random, world: World, kind: str | None = None) -> 
     misled = row.attempt and final_answer(attempt) != problem.values[-1]
     certainty = 0.0 if misled else world.certainty[kind]
     believed = int(context[-len("9 | ")]) if row.is_believed else None
-    options = {"certainty": certainty, "believed": believed, "rule": rule}
+    options = {"kind": kind, "certainty": certainty, "believed": believed, "rule": rule}
     return context + problem.prompt, write_completion(problem, world, rng, **options)
 
+def draw_practice(rng: random.Random, world: World) -> tuple[str, str]:
+    """(context + prompt, completion) of a document of the first part of pretraining."""
+    problem, context = draw_problem(rng, world.operators, range(1, world.max_operations + 1)), ""
+    text = MARKER + singles(problem)
+    if rng.random() < world.drills_hinted:
+        context = privileged_context(problem, "solution", rng)
+        text, _ = write_steps(problem, world, rng, certainty=1.0)
+    return context + problem.prompt, f"{text}{ANSWER}{problem.values[-1]}"
+
 # 5. The task that training sees -------------------------------------------------------------------
-SPLITS = ("train", "fresh", "longer", "new_operators")
+def training_operators(world: World, operators: str = "") -> str:
+    """Those of training problems: as asked, by default + and -, so that * is new to them."""
+    return operators or "".join(o for o in world.operators if o in "+-") or world.operators
+
+def training_operations(world: World, operations: str = "") -> range:
+    """Numbers of operations in training problems: `3`, `1-4`; default 1-4. Raises ValueError."""
+    most = world.max_operations
+    found = re.fullmatch("([1-9])(?:-([1-9]))?", operations or f"1-{min(4, most)}")
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high <= most:
+        allowed = f"a number or a range of them, 1-{most}"
+        raise ValueError(f"--train_operations: {operations!r}; allowed: {allowed}")
+    return range(low, high + 1)
 
 def draw_split(
-    rng: random.Random, world: World, split: str, operators: str = "", operations: int = 0
+    rng: random.Random, world: World, split: str, operators: str = "", operations: str = ""
 ) -> Problem:
-    """One problem of a split; operators, operations (their number): of training, default all.
+    """One problem of a split; operators and operations are those of training, see above.
 
-    train: never a fresh problem. fresh: in no training pool. longer: one or two operations more
-    than any document of the world. new_operators: fresh, with only those that training left out.
+    train: never a fresh problem. fresh: in no training pool. longer: more operations than any
+    training problem, as documents have them. new_operators: fresh, at least one of them left out.
     """
-    operators = operators or world.operators
-    left_out = "".join(o for o in world.operators if o not in operators)
-    if split == "new_operators" and not left_out:
-        raise ValueError(f"split new_operators: training already uses all of {world.operators!r}")
-    if split not in SPLITS:
-        raise ValueError(f"split: {split!r}; allowed: {', '.join(SPLITS)}")
-    lengths = range(operations or 1, (operations or world.max_operations) + 1)
-    if split == "longer":
-        lengths = range(world.max_operations + 1, world.max_operations + 3)
+    trained, lengths = training_operators(world, operators), training_operations(world, operations)
+    new, longer = set(world.operators) - set(trained), range(lengths.stop, world.max_operations + 1)
+    drawn = {"train": (trained, lengths), "fresh": (trained, lengths)}
+    drawn |= {"longer": (trained, longer)} if longer else {}
+    drawn |= {"new_operators": (world.operators, lengths)} if new else {}
+    if split not in drawn:
+        raise ValueError(f"split: {split!r}; allowed with this training: {', '.join(drawn)}")
     while True:
-        problem = draw_problem(rng, left_out if split == "new_operators" else operators, lengths)
-        if split == "longer" or problem.is_fresh == (split != "train"):
+        problem = draw_problem(rng, *drawn[split])
+        fits = split != "new_operators" or new & set(problem.operators)
+        if split == "longer" or (fits and problem.is_fresh == (split != "train")):
             return problem
 
 @dataclass(frozen=True)
@@ -317,17 +354,18 @@ class ToyTask:
     """Examples of every split with their prompts, contexts, references and rewards.
 
     pool_size: number of different training problems, 0: endless. operators, operations: those of
-    training, default all of the world. rules: one is drawn for every example, to add to its answer.
+    training. rules: one is drawn for every example, to add to its answer.
     """
 
     pad_id, end_ids = PAD_ID, (END_ID,)
     encode, decode = staticmethod(encode), staticmethod(decode)
 
-    def __init__(self, world: World, *, pool_size=0, operators="", operations=0, rules=(), seed=0):
-        self.world, self.operations, self.rules = world, operations, tuple(rules)
-        self.operators = operators or world.operators
-        lengths = range(operations or 1, (operations or world.max_operations) + 1)
-        possible = sum(10 ** (n + 1) * len(set(self.operators)) ** n for n in lengths)
+    def __init__(self, world: World, *, pool_size=0, operators="", operations="", rules=(), seed=0):
+        self.world, self.rules = world, tuple(rules)
+        self.operators, self.operations = training_operators(world, operators), operations
+        self.lengths = training_operations(world, operations)
+        kinds = len(set(self.operators))
+        possible = sum(10 * math.perm(10, n) * kinds**n for n in self.lengths)
         if pool_size > possible // 2:  # one in FRESH_ONE_IN is no training problem
             raise ValueError(f"--train_problems: {pool_size}; allowed: 0 to {possible // 2}")
         rng = random.Random(seed)
@@ -338,7 +376,9 @@ class ToyTask:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return SPLITS if set(self.world.operators) - set(self.operators) else SPLITS[:3]
+        longer = ("longer",) if self.lengths.stop <= self.world.max_operations else ()
+        new = ("new_operators",) if set(self.world.operators) - set(self.operators) else ()
+        return ("train", "fresh", *longer, *new)
 
     @property
     def attempts(self) -> dict[str, str]:  # contexts made of a completion: "own" or "sibling"
@@ -416,22 +456,21 @@ class Toy:
 
     task: str = "arithmetic"  # a row of TASKS
     world: str = ""  # fields of the world to change, such as persona_rate=0,certainty.answer=0
-    train_operators: str = ""  # operators in post-training, such as +-; empty: all
-    train_operations: int = 0  # operations of every problem in post-training; 0: all lengths
+    train_operators: str = ""  # operators in post-training; empty: + and -, so that * is new
+    train_operations: str = ""  # operations of a problem there, such as 3 or 1-4; empty: 1-4
     rules: str = ""  # numbers to add to the answer, such as 3 or 2,7 (drawn per problem)
-    pretrain_steps: int = 1200  # steps of the base model
+    pretrain_steps: int = 2200  # steps of the base model
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"--task: {self.task!r}; allowed: {', '.join(TASKS)}")
         world = parse_world(self.world)
         parse_rules(self.rules)
-        operators, operations = self.train_operators, self.train_operations
+        operators = self.train_operators
         if not set(operators) <= set(world.operators):
             allowed = f"some of {' '.join(world.operators)}"
             raise ValueError(f"--train_operators: {operators!r}; allowed: {allowed}")
-        if operations not in range((longest := world.max_operations) + 1):
-            raise ValueError(f"--train_operations: {operations}; allowed: 0 to {longest}")
+        training_operations(world, self.train_operations)
         if self.pretrain_steps < 1:
             raise ValueError(f"--pretrain_steps: {self.pretrain_steps}; allowed: 1 or more")
 
@@ -448,21 +487,6 @@ def arithmetic(toy: Toy, train_problems: int, seed: int) -> ToyTask:
 
 # Another task is a class with the methods of `minisd.Task`, in the tokens above, and a row here.
 TASKS = {"arithmetic": arithmetic}
-
-def check_context(toy: Toy, method_contexts: set[str], distils: bool) -> None:
-    """Raises ValueError for a context that is unknown, or teaches (`distils`) without the rules."""
-    if TASKS[toy.task] is not arithmetic:
-        return  # it knows its own contexts
-    rules = parse_rules(toy.rules)
-    for kind in sorted(method_contexts - {"none"} or {"none"}):
-        row = context_row(kind)
-        if row.draws_rule and not rules:
-            allowed = f"numbers such as 3 or 2,7 with --context {kind}"
-            raise ValueError(f"--rules: {toy.rules!r}; allowed: {allowed}")
-        if rules and distils and not row.draws_rule:  # it tells the answer without the rule
-            raise ValueError(f"--context: {kind!r}; allowed: rule, with --rules and a teacher")
-        if rules and row.attempt == "own":
-            raise ValueError(f"--context: {kind!r}; allowed: no verdicts with --rules")
 
 def main() -> None:
     rng, world = random.Random(0), World()

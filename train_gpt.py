@@ -25,7 +25,7 @@ from lab import base, distributed, flags, hf, report, storage
 from lab.evaluation import Evaluation, evaluate_all, seeded
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Method, Sizes, Task, Teacher
-from toy_tasks import VOCABULARY, Toy, check_context, parse_world
+from toy_tasks import VOCABULARY, Toy, parse_world
 
 LOG_EVERY = 5  # steps
 USAGE = """python train_gpt.py [--method NAME] [--flag VALUE ...]
@@ -41,9 +41,8 @@ class Run:
     train_problems: int = 64  # problems in the training pool; 0: endless
     batch_size: int = 128  # completions per step
     group_size: int = 8  # completions per problem
-    max_new_tokens: int = 64  # length limit of a completion, tokens
+    max_new_tokens: int = 96  # length limit of a completion, tokens
     temperature: float = 1.0  # of the sampling in training
-    learning_rate: float = 1e-3  # AdamW
     updates_per_batch: int = 1  # optimiser steps on the same completions
     grad_clip: float = 1.0  # maximal norm of the gradient
     eval_every: int = 25  # steps between evaluations
@@ -92,7 +91,7 @@ class Settings:
         if method.reward_weight < 1 and method.credit not in ("token", "imitation"):
             run.require(run.temperature == 1, "temperature", f"1 with --credit {method.credit}")
         if not self.checkpoint.init:
-            check_context(self.toy, set(method.contexts), method.reward_weight < 1)
+            flags.check_context(self.toy, set(method.contexts), method.reward_weight < 1)
         elif self.toy != Toy():
             raise ValueError("--init: with flags of the toy; allowed: without them")
         elif self.has_external:
@@ -166,10 +165,10 @@ def train(
 
 def evaluated(settings: Settings, task: Task, teacher: Teacher) -> dict[str, Evaluation]:
     """The student on every split, its teacher on train."""
-    run = settings.run
-    how = {"count": run.eval_problems, "seed": run.seed, "sizes": settings.sizes}
+    seed, count = settings.run.seed, settings.run.eval_problems
     with distributed.gathered(teacher.student, teacher):
-        return evaluate_all(task, teacher.student, teacher, **how)
+        return evaluate_all(
+            task, teacher.student, teacher, count=count, seed=seed, sizes=settings.sizes)
 
 # Set-up -------------------------------------------------------------------------------------------
 def new_state(
@@ -179,7 +178,7 @@ def new_state(
     name = f"{stage}-{settings.run.seed}" + f"-{distributed.rank()}" * (distributed.rank() > 0)
     teacher = Teacher(method, student, external=external, copied=distributed.copied)
     reference = distributed.copied(student).requires_grad_(False) if method.kl_coef else None
-    rate, weights = settings.run.learning_rate, student.parameters()
+    rate, weights = method.learning_rate, student.parameters()
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     generator = seeded(name, next(student.parameters()).device)
     return storage.State(student, teacher, reference, optimizer, random.Random(name), generator)
@@ -212,10 +211,10 @@ def external_teacher(settings: Settings, task: Task, student: GPT, device: torch
     """A base model, the student of another run, or the base model as reward has adapted it."""
     name, m = settings.method.external_teacher, settings.method
     if name == "adapted":  # by GRPO, with the context in its own prompt
-        shown, stage = {"context": m.context, "student_context": m.context}, "adapting the teacher"
-        method = dataclasses.replace(METHODS["grpo"], teacher="live", **shown)
-        state = new_state(settings, method, distributed.copied(student), stage)
-        train(settings, task, state, stage, m.adapt_steps)
+        row = {"teacher": "live", "context": m.context, "student_context": m.context}
+        method = dataclasses.replace(METHODS["grpo"], learning_rate=m.learning_rate, **row)
+        state = new_state(settings, method, distributed.copied(student), "adapting the teacher")
+        train(settings, task, state, "adapting the teacher", m.adapt_steps)
         return state.student
     if name in base.EXTERNAL_BASES:
         world, how = parse_world(settings.toy.world), settings.pretraining(device)
@@ -232,9 +231,9 @@ def warm_start(settings: Settings, task: Task, student: GPT, device: torch.devic
     """Supervised steps on right samples of the teacher to be, or of the hinted student."""
     m, stage = settings.method, "warm start"
     use = settings.has_external and m.external_teacher in base.EXTERNAL_BASES
-    row = {"context": m.context, "teacher": "external" if use else "frozen"}
+    row = {"teacher": "external" if use else "frozen", "learning_rate": m.learning_rate}
     external = external_teacher(settings, task, student, device) if use else None
-    method = dataclasses.replace(METHODS["sft"], **row)
+    method = dataclasses.replace(METHODS["sft"], context=m.context, **row)
     train(settings, task, new_state(settings, method, student, stage, external), stage,
           m.warm_start_steps)
 
@@ -244,14 +243,15 @@ def begin(settings: Settings, task: Task, student: GPT, device: torch.device, lo
     method, toy = settings.method, not settings.checkpoint.init
     with distributed.gathered(student):
         log.checks(report.start_up_checks(method, task, student, settings.sizes, toy=toy))
-    looking = Method(teacher="live", context=method.context, reward_weight=1.0)
-    before = evaluated(settings, task, Teacher(looking, student))
+    before = None
     if method.warm_start_steps:
+        looking = Method(teacher="live", context=method.context, reward_weight=1.0)
+        before = evaluated(settings, task, Teacher(looking, student))
         warm_start(settings, task, student, device)
-    use = settings.has_external
-    external = external_teacher(settings, task, student, device) if use else None
+    external = external_teacher(settings, task, student, device) if settings.has_external else None
     state = new_state(settings, method, student, "post-training", external)
     at_start = evaluated(settings, task, state.teacher)
+    before = before or at_start  # the weights are still the same
     log.evaluation(0, at_start, task)
     notes = {"before": {name: e.means for name, e in before.items()}, "train_s": 0.0}
     notes["samples"] = report.chosen(before[report.main_split(before)], task)
@@ -271,8 +271,7 @@ def go_on(settings: Settings, student: GPT, device: torch.device, log: report.Lo
 def train_and_report(settings: Settings, device: torch.device) -> dict[str, Any]:
     """The run itself, from its last checkpoint if its folder has one; returns its summary."""
     run, folder, begun = settings.run, settings.run.folder, time.perf_counter()
-    asked = dataclasses.asdict(settings)
-    distributed.on_first(lambda: storage.start_folder(folder, asked, device))
+    distributed.on_first(lambda: storage.start_folder(folder, dataclasses.asdict(settings), device))
     print(report.start_lines(settings), flush=True)
     task, student, tokenizer, pretrain_s = initial(settings, device)
     saved = storage.last_checkpoint(folder)
@@ -326,6 +325,7 @@ def parse(arguments: list[str]) -> tuple[Settings | None, bool]:
             raise ValueError(f"--method: {name!r}; allowed: list, {', '.join(METHODS)}")
         row = dataclasses.asdict(METHODS[name])
         defaults = hf.CHECKPOINT_DEFAULTS if given.get("init") else {}
+        row |= {key: value for key, value in defaults.items() if key in row}
         if defaults and str(given.get("reward_weight", row["reward_weight"])) in ("1", "1.0"):
             row |= {"teacher": "live", "context": "none"}  # no second copy, no solutions needed
         rows = dict.fromkeys(groups, defaults) | {"method": row}

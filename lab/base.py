@@ -9,7 +9,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,14 +23,15 @@ from lab import storage
 from minisd import GPT, GPTConfig
 from toy_tasks import World
 
-SIZES = {"base": {}, "larger": {"n_layers": 3}}
+SHAPE = {"width": 80, "n_heads": 5, "n_kv_heads": 5, "mlp_width": 192, "rope_theta": 1000.0}
+SIZES = {"base": SHAPE, "larger": SHAPE | {"n_layers": 3}}
 # Teachers that are base models of their own: (size, changes of the world).
 EXTERNAL_BASES = {"larger": ("larger", {}), "other_style": ("base", {"functional_markers": False})}
 # External teachers use one fixed seed, as a downloaded checkpoint would.
 EXTERNAL_SEED = 1000
-PRETRAIN_TOKENS = 2048  # per step
-MUON = {"lr": 0.021, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
-ADAMW = {"lr": 0.014, "betas": (0.9, 0.99), "weight_decay": 0.0}  # embedding, head and norms
+PRETRAIN_TOKENS = 1024  # per step
+MUON = {"lr": 0.02, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
+ADAMW = {"lr": 0.011, "betas": (0.9, 0.99), "weight_decay": 0.0}  # embedding, head and norms
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
@@ -38,10 +39,12 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
     return tqdm(items, what, total, leave=False, file=sys.stdout, disable=not sys.stdout.isatty())
 
 
-def pretrain_batches(world: World, rng: random.Random) -> Iterator[Tensor]:
+def pretrain_batches(
+    draw: Callable[[random.Random, World], tuple[str, str]], world: World, rng: random.Random
+) -> Iterator[Tensor]:
     """Endless batches (B, T) of right-padded documents; like lengths together save padding."""
     while True:
-        documents = (toy_tasks.draw_document(rng, world) for _ in range(4096))
+        documents = (draw(rng, world) for _ in range(1024))
         rows = sorted(([*toy_tasks.encode(p + c), toy_tasks.END_ID] for p, c in documents), key=len)
         batches, start = [], 0
         for end in range(1, len(rows) + 1):
@@ -92,6 +95,12 @@ def orthogonal(x: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def written(ids: Tensor) -> Tensor:
+    """Documents (B, T) with all before the completion padded: problems are drawn, not learnt."""
+    begins = ids == toy_tasks.TOKEN_ID[" = "]
+    return ids.masked_fill(begins.flip(1).cumsum(1).flip(1) > 0, toy_tasks.PAD_ID)
+
+
 def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
     """Next-token training on documents of the world, with Muon on the hidden matrices."""
     hidden = [p for p in model.layers.parameters() if p.dim() == 2]
@@ -100,13 +109,16 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
     optimizers = [Muon(hidden, **MUON), torch.optim.AdamW(others, **ADAMW)]
     peaks = [MUON["lr"], ADAMW["lr"]]
     device = next(model.parameters()).device
-    batches = pretrain_batches(world, random.Random(f"documents-{seed}"))
+    rng = random.Random(f"documents-{seed}")
+    practice = pretrain_batches(toy_tasks.draw_practice, world, rng)
+    documents = pretrain_batches(toy_tasks.draw_document, world, rng)
     for step in progress(range(steps), "pretraining"):
-        ids = next(batches).to(device)
+        ids = next(practice if step < world.drills_first * steps else documents).to(device)
         logits = model(ids[:, :-1])  # (B, T-1, V)
         loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=toy_tasks.PAD_ID
-        )
+            logits.flatten(0, 1), written(ids)[:, 1:].flatten(), ignore_index=toy_tasks.PAD_ID,
+            reduction="sum",
+        ) / PRETRAIN_TOKENS  # a constant: by their own number short documents would count more
         loss.backward()
         scale = min((step + 1) / 20, 1 - step / steps)  # warm-up over 20 steps, linearly to zero
         for optimizer, peak in zip(optimizers, peaks):
@@ -139,7 +151,7 @@ def shape_of(size: str) -> GPTConfig:
 
 
 def base_model(
-    world: World, seed: int, *, steps: int = 1200, size: str = "base", device: str = "cpu",
+    world: World, seed: int, *, steps: int = 2200, size: str = "base", device: str = "cpu",
     cache_dir: str = "out/base",
 ) -> tuple[GPT, float]:
     """The pretrained model, from the cache if possible, and the seconds its pretraining took.
@@ -168,7 +180,7 @@ def base_model(
 
 
 def external_base(
-    name: str, world: World, *, steps: int = 1200, device: str = "cpu", cache_dir: str = "out/base"
+    name: str, world: World, *, steps: int = 2200, device: str = "cpu", cache_dir: str = "out/base"
 ) -> tuple[GPT, float]:
     """The base model that --external_teacher names, one for all seeds."""
     size, changes = EXTERNAL_BASES[name]

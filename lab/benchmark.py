@@ -41,7 +41,7 @@ from lab.flags import OneLineParser, run_main
 from lab.report import save_figure
 from lab.runs import ROOT, in_parallel
 from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Prompts, Sizes, Teacher
-from toy_tasks import ToyTask, World
+from toy_tasks import ToyTask, World, draw_document
 
 PROMPT_TOKENS = 12  # of random prompts; about that of the toy's
 SHAPES = {  # name: shape, batch sizes, new tokens, and the aim against transformers
@@ -52,7 +52,7 @@ SHAPES = {  # name: shape, batch sizes, new tokens, and the aim against transfor
         tied_embeddings=True, qk_norm=True, init_std=0.02), (8,), 16, 1.5),
 }
 MEMORY = {  # name: completions, new tokens, vocabulary
-    "toy": (128, 48, 31), "4 x batch": (512, 48, 31), "4 x length": (128, 192, 31),
+    "toy": (128, 48, 30), "4 x batch": (512, 48, 30), "4 x length": (128, 192, 30),
     "vocabulary 2,000": (128, 48, 2000), "vocabulary 8,000": (128, 48, 8000),
 }
 GROWTH = {  # quantity: its sizes; the others stay at BASE
@@ -70,10 +70,10 @@ class Amount:
 
     repetitions: int = 7
     step_repetitions: int = 24
-    sizes: Sizes = field(default_factory=Sizes)
+    sizes: Sizes = field(default_factory=lambda: Sizes(max_new_tokens=96))
     toy_batches: tuple[int, ...] = (32, 128, 512)
     shapes: dict = field(default_factory=lambda: SHAPES)
-    pretrain_steps: int = 1200
+    pretrain_steps: int = 2800
     seeds: int = 5
     run_flags: tuple[str, ...] = ("--steps", "20", "--pretrain_steps", "300")
     memory: dict = field(default_factory=lambda: MEMORY)
@@ -282,7 +282,7 @@ def pretraining(amount: Amount, folder: Path) -> str:
     """CPU seconds of the base model's pretraining, its accuracy, and its arithmetic limit."""
     steps, config = amount.pretrain_steps, base.shape_of("base")
     model, task = GPT(config, torch.Generator().manual_seed(0)), ToyTask(World(), pool_size=64)
-    batches = base.pretrain_batches(World(), random.Random("documents-0"))
+    batches = base.pretrain_batches(draw_document, World(), random.Random("documents-0"))
     tokens = statistics.mean(next(batches)[:, 1:].numel() for _ in range(200))
     start = time.process_time()
     base.pretrain(model, World(), steps, 0)

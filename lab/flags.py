@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 import minisd
+import toy_tasks
 from minisd import Method, Task
+from toy_tasks import Toy
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -112,6 +114,7 @@ def check_loss(method: Method, vocabulary: int) -> None:
     for name, value in vars(method).items():
         if isinstance(value, (int, float)):
             method.require(0 <= value < 2**31, name, f"0 to {2**31 - 1}")
+    method.require(method.learning_rate > 0, "learning_rate", "above 0")
     method.require(method.teacher_every > 0, "teacher_every", "1 or more")
     method.require(method.adapt_steps > 0, "adapt_steps", "1 or more")
     method.require(0 < method.token_share <= 1, "token_share", "above 0, to 1")
@@ -122,6 +125,25 @@ def check_loss(method: Method, vocabulary: int) -> None:
         minisd.DIVERGENCES[method.divergence](logits, logits, method)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+
+
+def check_context(toy: Toy, method_contexts: set[str], distils: bool) -> None:
+    """Raises ValueError for a context that is unknown, or teaches (`distils`) without the rules."""
+    if toy_tasks.TASKS[toy.task] is not toy_tasks.arithmetic:
+        return  # it knows its own contexts
+    rules = toy_tasks.parse_rules(toy.rules)
+    for kind in sorted(method_contexts - {"none"} or {"none"}):
+        if kind not in toy_tasks.CONTEXTS:
+            raise ValueError(f"--context: {kind!r}; allowed: {', '.join(toy_tasks.CONTEXTS)}")
+        row = toy_tasks.CONTEXTS[kind]
+        if row.draws_rule and not rules:
+            allowed = f"numbers such as 3 or 2,7 with --context {kind}"
+            raise ValueError(f"--rules: {toy.rules!r}; allowed: {allowed}")
+        if rules and distils and not row.draws_rule:  # it tells the answer without the rule
+            raise ValueError(f"--context: {kind!r}; allowed: rule, with --rules and a teacher")
+        if rules and row.attempt == "own":
+            raise ValueError(f"--context: {kind!r}; allowed: no verdicts with --rules")
+
 
 
 def check_contexts(method: Method, task: Task) -> None:

@@ -1,7 +1,7 @@
 """One completion, token by token: what the student expects, and what the teacher, who sees more.
 
 python -m lab.microscope "3*7+4-8"                                # the base model writes
-python -m lab.microscope "3*7+4-8" --completion "wait 3*7=2; "    # it goes on from there
+python -m lab.microscope "3*7+4-8" --completion "wait 3*7+4=2; "  # it goes on from that glance
 python -m lab.microscope "3*7+4-8" --checkpoint out/sdpo-0        # the student of a run
 
 The teacher has the student's weights, so that its context is all the difference, unless
@@ -22,7 +22,7 @@ import minisd
 import toy_tasks
 from lab import base, storage
 from lab.evaluation import seeded
-from lab.flags import OneLineParser, add_group, run_main, settings_of
+from lab.flags import OneLineParser, add_group, check_context, run_main, settings_of
 from lab.measures.steps import first_wrong_step
 from lab.report import READINGS, save_figure
 from minisd import GPT, METHODS, Batch, Completions, Method, Prompts, Row, Sizes, Teacher
@@ -41,7 +41,7 @@ class Look:
     completion: str = ""  # what is shown; a beginning is continued by the student
     checkpoint: str = ""  # a run's folder: its student; empty: the base model
     seed: int = 0  # of the base model, of the continuation, and of what the teacher is shown
-    max_new_tokens: int = 64  # length limit of a continuation, tokens
+    max_new_tokens: int = 96  # length limit of a continuation, tokens
     device: str = "auto"  # auto, cpu, cuda or mps
     threads: int = 0  # CPU threads; 0: as PyTorch decides
     out_dir: str = "out/microscope"  # where the picture goes
@@ -78,7 +78,7 @@ LOOKED_AT = READINGS | {  # (student logits, teacher logits (1, N, V)) -> (1, N)
 @torch.no_grad()
 def inspect_completion(
     teacher: Teacher, task: ToyTask, text: str, completion: str = "", *,
-    seed: int = 0, max_new_tokens: int = 64,
+    seed: int = 0, max_new_tokens: int = 96,
 ) -> Inspection:
     """Student and teacher on one completion of the problem `text`.
 
@@ -235,7 +235,7 @@ def parse(arguments: list[str]) -> tuple[str, Look, Method, Toy]:
         raise ValueError(f"--method: {look.method!r}; allowed: {', '.join(METHODS)}")
     method = settings_of(Method, flags, dataclasses.asdict(METHODS[look.method]))
     toy = settings_of(Toy, flags)
-    toy_tasks.check_context(toy, set(method.contexts), method.reward_weight < 1)
+    check_context(toy, set(method.contexts), method.reward_weight < 1)
     # The separator and the words end with a space, which is easily left out.
     completion = re.sub(r"(;|wait|answer)$", r"\1 ", look.completion.strip())
     Problem.parse(text)

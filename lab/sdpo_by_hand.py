@@ -13,7 +13,8 @@ from lab.evaluation import evaluate
 from minisd import GPT, Prompts, Sizes, completion_hidden, reverse_kl, sample
 from toy_tasks import END_ID, PAD_ID, ToyTask, World
 
-PROBLEMS, GROUP, RATE = 16, 8, 0.01  # per step; completions of each; of the EMA teacher
+PROBLEMS, GROUP, TOKENS = 16, 8, 96  # per step; completions of each; their length limit
+RATE = 0.01  # of the EMA teacher
 
 
 def step_by_hand(student: GPT, teacher: GPT, task: ToyTask, rng, generator) -> torch.Tensor:
@@ -26,8 +27,8 @@ def step_by_hand(student: GPT, teacher: GPT, task: ToyTask, rng, generator) -> t
     hinted = Prompts.of([task.prompt_ids(p, hint) for p, hint in zip(problems, hints)], PAD_ID)
 
     # 2. The student writes.
-    written = sample([(1.0, student, prompts)], max_new_tokens=64, end_ids=(END_ID,), pad_id=PAD_ID,
-                     generator=generator)
+    written = sample([(1.0, student, prompts)], max_new_tokens=TOKENS, end_ids=(END_ID,),
+                     pad_id=PAD_ID, generator=generator)
 
     # 3. Both predict every token of what it wrote.
     student_logits = student.lm_head(completion_hidden(student, prompts, written.ids))  # (B, T, V)
@@ -41,7 +42,7 @@ def step_by_hand(student: GPT, teacher: GPT, task: ToyTask, rng, generator) -> t
 def train(student: GPT, task: ToyTask, steps: int, seed: int = 0) -> None:
     """Trains the student in place; the teacher is an average of its own past."""
     teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-4, weight_decay=0.0)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     for n in range(1, steps + 1):
         loss = step_by_hand(student, teacher, task, rng, generator)
@@ -53,7 +54,8 @@ def train(student: GPT, task: ToyTask, steps: int, seed: int = 0) -> None:
             for ours, theirs in zip(teacher.parameters(), student.parameters()):
                 ours.lerp_(theirs, RATE)
         if n % 10 == 0:
-            fresh = evaluate(task, student, "fresh", count=256, seed=seed, sizes=Sizes()).means
+            sizes = Sizes(max_new_tokens=TOKENS)
+            fresh = evaluate(task, student, "fresh", count=256, seed=seed, sizes=sizes).means
             print(f"step {n:3}  loss {loss:.3f}  fresh problems right {fresh['accuracy_frac']:.2f}")
 
 

@@ -37,7 +37,14 @@ CONTEXTS = {  # what the teacher sees -> SDPO with it
     "solution": SDPO,
 }
 # Another problem's solution tells nothing; behind it authors are as sure as behind the right one.
-NOTHING_TOLD = f"{CONTEXTS['other_problem']} --world certainty.other_problem=0.93"
+AS_SURE = "--world certainty.other_problem=0.93"
+NOTHING_TOLD = f"{CONTEXTS['other_problem']} {AS_SURE}"
+
+# Certainties change places: behind the solution, a wrong one, which looks the same, or a part of it
+# authors stay careful. Practice with solutions, which is all sure, goes.
+SWAPPED = (
+    f"{AS_SURE},certainty.solution=0,certainty.wrong=0,certainty.partial=0,drills_hinted=0"
+)
 
 
 @dataclass(frozen=True)

@@ -6,30 +6,32 @@ Published: an order by argument, none < part of the solution < regenerated answe
 markers per completion 182 / 160 / 24 / 9; I itself was not measured.
 
 Predicted: The whole solution takes at least 0.2 markers per completion more than half of it does.
-Where both contexts are another problem's solution, which tells nothing, and only the authors are as
-sure as with these two, there is no such difference. Over seven contexts the loss of markers
-follows the measured H(y|x) - H(y|x,c).
+We expect this not to be for what it tells: another problem's solution tells nothing, and where the
+authors behind it are as sure as behind the right one, it takes as much more than the half that does
+tell something. Over seven contexts the loss of markers follows the measured H(y|x) - H(y|x,c), and
+as closely the certainty of the documents' authors, which is put in by hand in about that order: by
+contexts alone the two cannot be told apart.
 """
 
-from lab.claims.arms import CONTEXTS, Measure
+from lab.claims.arms import CONTEXTS, NOTHING_TOLD, Measure
 from lab.claims.statements import Panel, Quantity, Runs, at, change, changed, room
 from lab.statistics import rank_correlation
+from toy_tasks import CONTEXTS as ROWS
 
-OTHER, SURE = CONTEXTS["other_problem"], "--world certainty.other_problem"
 ARMS = {
     "solution": CONTEXTS["solution"],
     "partial": CONTEXTS["partial"],
-    "nothing told, as sure as solution": f"{OTHER} {SURE}=0.93",
-    "as sure as partial": f"{OTHER} {SURE}=0.4",
+    "nothing told, as sure as solution": NOTHING_TOLD,
 }
 
 
-def lost(name: str, other: str) -> Quantity:
-    return change("fresh.markers", name) - change("fresh.markers", other)
+def lost(name: str) -> Quantity:
+    """More than under half of the solution."""
+    return change("fresh.markers", name) - change("fresh.markers", "partial")
 
 
-EFFECT = lost("solution", "partial") < -0.2
-CONTROL = lost("nothing told, as sure as solution", "as sure as partial")
+EFFECT = lost("solution") < -0.2
+CONTROL = lost("nothing told, as sure as solution")
 TESTABLE = [room("fresh.markers", "solution", floor=0)]
 ONCE = {
     "measured": Measure("information"),
@@ -42,6 +44,11 @@ def information(runs: Runs) -> list[float]:
     return [at(runs, "measured", "information", c, 0) for c in CONTEXTS]
 
 
+def certainty(runs: Runs) -> list[float]:
+    """Of the authors behind every context, as the documents have it; it is measured nowhere."""
+    return [ROWS[c].certainty for c in CONTEXTS]
+
+
 def losses(runs: Runs) -> list[float]:
     """Markers lost per completion of fresh problems, under every context."""
     return [-changed(runs, "fresh.markers", c) for c in CONTEXTS]
@@ -49,9 +56,10 @@ def losses(runs: Runs) -> list[float]:
 
 ALSO = [
     Quantity(
-        "rank correlation of H(y|x) - H(y|x,c) and the loss of markers over 7 contexts",
-        lambda runs: rank_correlation(information(runs), losses(runs)),
-    ) > 0.7,
+        f"rank correlation of {words} and the loss of markers over 7 contexts",
+        lambda runs, of=of: rank_correlation(of(runs), losses(runs)),
+    ) > 0.7
+    for words, of in (("H(y|x) - H(y|x,c)", information), ("the authors' certainty", certainty))
 ]
 PANELS = [
     Panel(

@@ -168,6 +168,7 @@ def numbers_of(folder: Path) -> dict:
     reached = [n for n, r in zip(numbers["curve.generations"], rewards) if r >= 0.9]
     numbers["generations to 0.9"] = (reached or numbers["curve.generations"][-1:])[0]
     numbers["seconds"] = summary["train_s"]
+    numbers["pretrain seconds"] = summary["pretrain_s"]
     return numbers
 
 

@@ -2,26 +2,25 @@
 
 Source: Kim et al. 2603.24472, table 2.
 
-Published: AIME24 54.8; after SFT on guided correct traces 20.2, on unguided ones 51.0.
+Published: AIME24 54.8; after SFT on 800 guided correct traces 20.2, on unguided ones 51.0.
 
-Predicted: Supervised training on correct completions written with the solution in view costs at
-least 10 points of fresh accuracy and shortens; on correct completions written without it, it
-costs less than 5.
-
-Found (commit dce4e41, first edition): reproduced, 3 of 3 statements hold.
+Predicted: Supervised training on right completions written with the solution in view costs at
+least 10 points of accuracy on fresh problems and shortens. On right completions written without
+it, as right, it does not: it gains, since the model's own right answers are the checked ones. Where
+markers have no function guided ones do no harm either.
 """
 
 from lab.claims.arms import NO_FUNCTION, SFT
-from lab.claims.statements import change
+from lab.claims.statements import change, room
 
-ARMS = {
-    "guided": SFT,
-    "unguided": f"{SFT} --context none",
-    "guided, no function": f"{SFT} {NO_FUNCTION}",
-}
-STATEMENTS = [
-    change("fresh.accuracy", "guided") < -0.1,
-    change("fresh.accuracy", "unguided") > -0.05,
-    change("fresh.tokens", "guided") < -5,
+ARMS = {"guided": SFT, "unguided": f"{SFT} --context none"}
+ONCE = {"guided, no function": f"{SFT} {NO_FUNCTION}"}
+EFFECT = change("fresh.accuracy", "guided") < -0.1
+CONTROL = change("fresh.accuracy", "unguided")
+TESTABLE = [room("fresh.accuracy", "guided", floor=0.1)]
+ALSO = [
+    change("fresh.accuracy", "unguided") > 0,
+    change("fresh.accuracy", "guided, no function") > -0.05,
+    change("fresh.tokens", "guided") < -3,
+    change("fresh.markers", "guided") < -0.4,
 ]
-CONTROL = change("fresh.accuracy", "guided, no function")

@@ -3,7 +3,9 @@
 python -m lab.measures information --seed 0 --out out/information.json
 python -m lab.measures horizon --world persona_rate=0 --out out/horizon.json
 python -m lab.measures rules --run out/sdpo-0 --out out/sdpo-0/rules.json
+python -m lab.measures careful --run out/sdpo-0 --out out/sdpo-0/careful.json
 
+careful, of the base model or of a finished run: what doubt is worth, and who checks a glance.
 Of a finished run: calibration, how sure of its answers the student is and how often right;
 distance, how far it is from its teacher at places that do not move; and, of one with --rules,
 rules, where it landed between teachers with different rules, and floor, how near it could have
@@ -11,7 +13,8 @@ come to them.
 The others look at the base model and train nothing. information: what a context tells. horizon,
 prefixes: teachers on prefixes of the student. estimators: bias and noise of gradients of the KL.
 signal: the first gradients of methods against that of the reward. remark: whether a teacher
-expects the closing remark after an answer that its context contradicts.
+expects the closing remark after an answer that its context contradicts. traces: what the model writes
+with each context in view.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from pathlib import Path
 from lab import storage
 from lab.flags import OneLineParser, add_group, parse_value, run_main, settings_of
 from lab.measures.calibration import measure_calibration
+from lab.measures.careful import measure_careful
 from lab.measures.distance import measure_distance
 from lab.measures.estimators import measure_estimators
 from lab.measures.floor import measure_floor
@@ -34,30 +38,37 @@ from lab.measures.probe import Settings
 from lab.measures.remark import measure_remark
 from lab.measures.rules import measure_rules, settings_of_run
 from lab.measures.signals import measure_signal
+from lab.measures.traces import measure_traces
 from toy_tasks import Toy
 
-MEASURES = {
+MEASURES = {  # of the base model
+    "careful": measure_careful,
     "information": measure_information,
     "horizon": measure_horizon,
     "prefixes": measure_prefixes,
     "estimators": measure_estimators,
     "signal": measure_signal,
     "remark": measure_remark,
+    "traces": measure_traces,
 }
 WITH_RULES = {"rules": measure_rules, "floor": measure_floor}
 OF_RUNS = WITH_RULES | {"calibration": measure_calibration, "distance": measure_distance}
 NAMES = (*OF_RUNS, *MEASURES)
 TOY = {field.name for field in dataclasses.fields(Toy)}
 COMMON = {"seed", "max_new_tokens", "device", "cache_dir", "threads", "out", *TOY}
+RUN = {"run", "device", "cache_dir", "out"}  # the rest is as the run had it
 FLAGS = {  # what each measure takes; another flag would change nothing
-    **{name: {"run", "device", "cache_dir", "out"} for name in OF_RUNS},  # the rest: as the run
+    **dict.fromkeys(OF_RUNS, RUN),
+    "careful": COMMON | {"eval_problems"},
     "information": COMMON | {"eval_problems"},
     "horizon": COMMON,
     "prefixes": COMMON,
     "estimators": COMMON - {"device"} | {"context"},
     "signal": COMMON | {"train_problems"},
     "remark": COMMON | {"eval_problems"},
+    "traces": COMMON | {"eval_problems"},
 }
+OF_EITHER = {"careful": RUN | {"eval_problems"}}  # with --run of that student; what it takes then
 LEAST = {"seed": 0, "train_problems": 0, "eval_problems": 1, "max_new_tokens": 1, "threads": 0}
 
 
@@ -66,10 +77,12 @@ def main(argv: list[str]) -> None:
     name, out = flags["name"], Path(flags["out"])
     out.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     start = time.perf_counter()
-    if name in OF_RUNS:
+    if "run" in flags:
         folder, given = Path(flags["run"]), (flags.get(k, "") for k in ("device", "cache_dir"))
         settings, threads = settings_of_run(folder, *given, with_rules=name in WITH_RULES)
-        measure = partial(OF_RUNS[name], folder=folder)
+        if "eval_problems" in flags:
+            settings = dataclasses.replace(settings, eval_problems=flags["eval_problems"])
+        measure = partial((OF_RUNS | MEASURES)[name], folder=folder)
     else:
         settings, threads, measure = settings_from(flags), flags["threads"], MEASURES[name]
     device = storage.prepare_device(settings.device, threads)
@@ -93,9 +106,11 @@ def flags_of(argv: list[str]) -> dict:
     add_group(parser, Toy, "the toy")
     flags = vars(parser.parse_args(argv))
     name = flags["name"]
-    for flag in flags.keys() - {"name"} - FLAGS[name]:
-        takers = ", ".join(n for n in NAMES if flag in FLAGS[n])
-        raise ValueError(f"--{flag}: {flags[flag]!r}; allowed: not with {name}, only with {takers}")
+    of_a_run = name in OF_EITHER and "run" in flags
+    for flag in flags.keys() - {"name"} - (OF_EITHER if of_a_run else FLAGS)[name]:
+        takers = ", ".join(n for n in NAMES if flag in FLAGS[n] | OF_EITHER.get(n, set()))
+        where = f"{name}{' --run' * of_a_run}, only with {takers}"
+        raise ValueError(f"--{flag}: {flags[flag]!r}; allowed: not with {where}")
     if name in OF_RUNS and "run" not in flags:
         raise ValueError("--run: ''; allowed: the folder of a finished run of train_gpt.py")
     # One thread, as claims have it: with another number it would be another base model.

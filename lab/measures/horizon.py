@@ -1,11 +1,21 @@
 """What the teacher's signal is worth after the student's first wrong step.
 
+The teacher is the base model with the solution, the student the same without; completions are the
+student's on training problems of three or more operations. What is read, and of which of them:
+
+natural      those with a wrong step that stands, direct ones left out
+forced       a wrong glance behind the marker, not checked, and all that follows worked from it
+unforced     the same with the right glance, cut at the same places: the control for position
+forced_step  faultless ones (checked glances allowed) with a wrong single step, worked on from it
+unforced_step  the same before that was written
+own          the teacher's own step-by-step completions, cut as the forced ones; they begin like
+             these with the marker, since the teacher of itself hardly ever writes steps
+
 1 completions and cuts   2 readings   3 the measure   4 gradients
 """
 
 import math
 import random
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +25,18 @@ import minisd
 import toy_tasks
 from lab.measures.formulas import binned_means, flat_gradients, norm_and_cosine
 from lab.measures.probe import Probe, Settings
-from lab.measures.steps import first_wrong_step, force_wrong_step, is_faultless
+from lab.measures.steps import (
+    first_wrong_step,
+    force_glance,
+    force_wrong_step,
+    is_faultless,
+    worked_from,
+)
 from minisd import GPT
 from toy_tasks import Example, Problem, ToyTask
 
 HORIZON_PROBLEMS, HORIZON_GROUP = 128, 8
-FORCED = 256  # completions into which a wrong step is written
+FORCED = 256  # completions into which a wrong glance or step is written
 CUTS = ("before the error", "right after it", "1 step later", "2 steps later", "3 steps later")
 # Tokens since the wrong one, which is not counted. The first token decides whether steps are
 # written; teacher and student differ so much there that it would hide everything else.
@@ -32,10 +48,10 @@ READINGS = ("reverse_kl", "forward_kl", "disagreement", "student_entropy")
 
 
 def long_problems(task: ToyTask, rng: random.Random, count: int) -> list[Problem]:
-    """Training problems of three or more operations (of the most, in a smaller world)."""
-    least, found = min(3, task.world.max_operations), []
+    """Training problems of three or more operations (of the most, if training has fewer)."""
+    least, found = min(3, task.lengths[-1]), []
     while len(found) < count:
-        problem = toy_tasks.draw_split(rng, task.world, "train", task.operators)
+        problem = toy_tasks.draw_split(rng, task.world, "train", task.operators, task.operations)
         found += [problem] * (len(problem.operators) >= least)
     return found
 
@@ -51,10 +67,33 @@ def cuts_around(ids: list[int], error: int) -> list[int | None]:
     return [error, *ends[:4], *[None] * (4 - len(ends))]
 
 
-def errors_and_cuts(probe: Probe, examples: list[Example], texts: list[str]) -> tuple[list, list]:
-    """The first wrong token of every completion, and its `cuts_around` it."""
-    errors = [first_wrong_step(e.problem, text) for e, text in zip(examples, texts)]
-    return errors, [cuts_around(probe.task.encode(t), error) for t, error in zip(texts, errors)]
+def forced_glances(probe: Probe) -> tuple[list[Example], list[str], list[str]]:
+    """Examples, and completions that begin with a right and a wrong glance that nobody checks."""
+    written = []
+    for example in probe.rng.sample(probe.examples, len(probe.examples)):
+        problem, texts = example.problem, []
+        if len(problem.operators) < 2:
+            continue
+        for right in (True, False):
+            start = force_glance(problem, right, probe.rng)
+            value = int(start.removesuffix("; ")[-1])
+            texts.append(start + worked_from(problem, 2, value))
+        written.append((example, *texts))
+    return failing(probe, written)
+
+
+def forced_steps(probe: Probe, rows: list[tuple]) -> tuple[list[Example], list[str], list[str]]:
+    """Examples, faultless completions of them, and these with a wrong single step."""
+    sound = [(e, t) for e, t, _ in rows if is_faultless(e.problem, t, checked=True)]
+    drawn = probe.rng.sample(sound, len(sound))
+    written = [(e, t, force_wrong_step(e.problem, t, probe.rng)) for e, t in drawn]
+    return failing(probe, [w for w in written if w[2]])
+
+
+def failing(probe: Probe, written: list[tuple]) -> tuple[list[Example], list[str], list[str]]:
+    """The first FORCED triples whose last completion is wrong, as three lists."""
+    chosen = [w for w in written if probe.task.reward(w[2], w[0]) == 0][:FORCED]
+    return tuple([w[i] for w in chosen] for i in range(3))
 
 
 def accuracy_from(
@@ -91,6 +130,36 @@ def readings(probe: Probe, examples: list[Example], texts: list[str]) -> tuple[d
     return {name: values[name] for name in READINGS}, values["mask"]
 
 
+def read_source(
+    probe: Probe, name: str, examples: list[Example], texts: list[str], errors: list[int]
+) -> dict[str, list]:
+    """Accuracies from the texts cut around their errors, and readings since these."""
+    cuts = [cuts_around(probe.task.encode(text), error) for text, error in zip(texts, errors)]
+    result = accuracies(probe, name, examples, texts, cuts)
+    return result | readings_since_error(probe, name, examples, texts, errors)
+
+
+def accuracies(
+    probe: Probe, name: str, examples: list[Example], texts: list[str], cuts: list
+) -> dict[str, list]:
+    """Accuracy of the teacher and of the student from the texts as far as each cut."""
+    result = {}
+    for reader, kind in (("teacher", "solution"), ("unaided", "none")):
+        found = accuracy_from(probe, probe.student, kind, examples, texts, cuts)
+        result[f"{reader}_{name}"], result[f"cut_counts_{name}"] = found
+    return result
+
+
+def read_own(probe: Probe, forced: tuple[list[Example], list[str], list[str]]) -> dict[str, list]:
+    """Accuracies from the teacher's completions that begin and are cut as the forced ones."""
+    examples, _, texts = forced
+    ids = [probe.task.encode(text) for text in texts]
+    errors = [first_wrong_step(e.problem, text) for e, text in zip(examples, texts)]
+    hints = probe.contexts(examples, "solution")
+    own, _ = probe.go_on(probe.student, examples, hints, [row[:1] for row in ids])
+    return accuracies(probe, "own", examples, own, list(map(cuts_around, ids, errors)))
+
+
 def readings_since_error(
     probe: Probe, name: str, examples: list[Example], texts: list[str], errors: list[int]
 ) -> dict[str, list]:
@@ -123,92 +192,62 @@ def readings_by_position(
 
 
 def measure_horizon(settings: Settings) -> dict:
-    """What the teacher's signal is worth after the student's first wrong step.
+    """What the teacher's signal is worth after the student's first wrong step, see above.
 
-    The teacher is the base model with the solution, the student the same without; completions are
-    the student's on training problems of three or more operations, direct ones left out. natural:
-    those with an uncorrected wrong step. forced: faultless ones into which such a step was written
-    at random, all that follows worked from it, if that makes the answer wrong. unforced: the same
-    before the writing, cut at the same places: the control for position.
-
-    cuts: x of teacher_*, unaided_* and cut_counts_*, the accuracy of completions from there; own:
-    the teacher's own step-by-step completions, cut as the forced ones (they share the first token,
-    since the teacher of itself hardly ever writes steps). since_error_*: READINGS, nats or a
-    fraction per token, in the bins since_error_bins. position_*: in tenths of the completion, for
-    right and wrong ones. gradient_*: see `horizon_gradients`. None stands for the mean of nothing.
+    cuts: x of teacher_*, unaided_* and cut_counts_*, the accuracy of completions from there.
+    since_error_*: READINGS, nats or a fraction per token, in the bins since_error_bins.
+    position_*: in tenths of the completion, for right and wrong ones. gradient_*: see
+    `horizon_gradients`. None stands for the mean of nothing.
     """
     rng = random.Random(f"horizon-problems-{settings.seed}")
     problems = long_problems(settings.task(), rng, HORIZON_PROBLEMS)
     probe = Probe.draw(settings, "horizon", problems, HORIZON_GROUP)
     rows = list(zip(probe.examples, probe.texts, probe.rewards.tolist()))
     rows = [row for row in rows if not is_direct(row[1])]
-    examples, unforced, forced = forced_errors(probe, rows)
-    errors, cuts = errors_and_cuts(probe, examples, forced)
-    wrong = [(e, text) for e, text, _ in rows if first_wrong_step(e.problem, text) is not None]
-    natural, natural_texts = [e for e, _ in wrong], [text for _, text in wrong]
-    natural_errors, natural_cuts = errors_and_cuts(probe, natural, natural_texts)
-    first = [probe.task.encode(text)[:1] for text in unforced]
-    own, _ = probe.go_on(probe.student, examples, probe.contexts(examples, "solution"), first)
-    sources = {
-        "natural": (natural, natural_texts, natural_cuts),
-        "forced": (examples, forced, cuts),
-        "unforced": (examples, unforced, cuts),
-        "own": (examples, own, cuts),
-    }
     result = {"cuts": list(CUTS), "since_error_bins": list(SINCE_ERROR)}
     result["position_frac"] = [(i + 0.5) / DECILES for i in range(DECILES)]
-    for name, source in sources.items():
-        for reader, kind in (("teacher", "solution"), ("unaided", "none")):
-            accuracy, counts = accuracy_from(probe, probe.student, kind, *source)
-            result[f"{reader}_{name}"], result[f"cut_counts_{name}"] = accuracy, counts
-    result |= readings_since_error(probe, "natural", natural, natural_texts, natural_errors)
-    result |= readings_since_error(probe, "forced", examples, forced, errors)
-    result |= readings_since_error(probe, "unforced", examples, unforced, errors)
+
+    found = [(e, text, first_wrong_step(e.problem, text)) for e, text, _ in rows]
+    wrong = [row for row in found if row[2] is not None]
+    result |= read_source(probe, "natural", *([row[i] for row in wrong] for i in range(3)))
+    gradients = reward_gradients(probe)
+    result["gradient_cosine_halves"] = torch.cosine_similarity(*gradients, dim=0).item()
+    forced = {"": forced_glances(probe), "_step": forced_steps(probe, rows)}
+    for suffix, (examples, right, wrong) in forced.items():
+        errors = [first_wrong_step(e.problem, text) for e, text in zip(examples, wrong)]
+        for name, texts in ((f"forced{suffix}", wrong), (f"unforced{suffix}", right)):
+            result |= read_source(probe, name, examples, texts, errors)
+            result |= horizon_gradients(probe, name, examples, texts, errors, sum(gradients))
+    result |= read_own(probe, forced[""])
     for name, reward in (("correct", 1), ("incorrect", 0)):
         chosen = [r for r in rows if r[2] == reward]
         result |= readings_by_position(probe, name, [r[0] for r in chosen], [r[1] for r in chosen])
-    if examples:  # else there is no error to come before or after
-        texts = {"forced": forced, "unforced": unforced}
-        result |= horizon_gradients(probe, examples, texts, errors)
     return result | early_and_late_gradients(probe)
-
-
-def forced_errors(probe: Probe, rows: list[tuple]) -> tuple[list[Example], list[str], list[str]]:
-    """Examples, faultless completions of them, and these with a wrong step that makes them fail."""
-    sound = [(e, text) for e, text, _ in rows if is_faultless(e.problem, text)]
-    drawn = probe.rng.sample(sound, len(sound))
-    written = [(e, t, force_wrong_step(e.problem, t, probe.rng)) for e, t in drawn]
-    written = [w for w in written if probe.task.reward(w[2], w[0]) == 0][:FORCED]
-    return tuple([w[i] for w in written] for i in range(3))
 
 
 # 4. Gradients -------------------------------------------------------------------------------------
 
 
 def horizon_gradients(
-    probe: Probe, examples: list[Example], texts: dict[str, list[str]], errors: list[int]
+    probe: Probe, name: str, examples: list[Example], texts: list[str], errors: list[int],
+    reward: Tensor,
 ) -> dict[str, float]:
     """Cosines of the distillation gradient before and after the error with the reward gradient.
 
-    Each is the gradient of a mean reverse KL: over the tokens up to the error, and after it. The
-    reward gradient is REINFORCE with the group's mean as baseline over all completions of the
-    probe; gradient_cosine_halves, of its two halves, tells how far noise holds a cosine down.
-    first: of the first token alone, which decides whether steps are written at all; it is left out
-    of `before`.
+    Each is the gradient of a mean reverse KL: over the tokens up to the error, and after it. first:
+    of the first token alone, which decides whether steps are written at all; it is left out of
+    `before`. Empty without texts.
     """
-    half = len(probe.examples) // (2 * HORIZON_GROUP) * HORIZON_GROUP
-    halves = [reward_gradient(probe, rows) for rows in (slice(half), slice(half, None))]
-    reward = halves[0] + halves[1]
-    cosine = partial(torch.cosine_similarity, dim=0)
-    result = {"gradient_cosine_halves": cosine(*halves).item()}
-    for name, rows in texts.items():
-        x = probe.compared(examples, rows)
-        t, error = torch.arange(x["mask"].shape[1]), torch.tensor(errors)[:, None]
-        parts = {"first": t < 1, "before": (t >= 1) & (t <= error), "after": t > error}
-        means = [masked_mean(x["divergence"], x["mask"] & part) for part in parts.values()]
-        for part, gradient in zip(parts, flat_gradients(means, probe.student)):
-            result[f"gradient_cosine_{part}_{name}"] = cosine(gradient, reward).item()
-            result[f"gradient_norm_{part}_{name}"] = gradient.norm().item()
+    if not texts:
+        return {}
+    x, result = probe.compared(examples, texts), {}
+    t, error = torch.arange(x["mask"].shape[1]), torch.tensor(errors)[:, None]
+    parts = {"first": t < 1, "before": (t >= 1) & (t <= error), "after": t > error}
+    means = [masked_mean(x["divergence"], x["mask"] & part) for part in parts.values()]
+    for part, gradient in zip(parts, flat_gradients(means, probe.student)):
+        cosine = torch.cosine_similarity(gradient, reward, dim=0)
+        result[f"gradient_cosine_{part}_{name}"] = cosine.item()
+        result[f"gradient_norm_{part}_{name}"] = gradient.norm().item()
     return result
 
 
@@ -217,13 +256,20 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return minisd.weighted_sum(values, mask) / mask.sum().clamp(min=1)
 
 
-def reward_gradient(probe: Probe, rows: slice) -> Tensor:
-    """Minus the gradient of the expected reward, estimated from some of the probe's completions."""
-    prompts, completions = probe.prompts(probe.examples[rows]), probe.rows(probe.texts[rows])
-    rewards = probe.rewards[rows].view(-1, HORIZON_GROUP)
-    advantages = minisd.group_advantages(rewards, normalise="mean").flatten()
-    loss = -(advantages * probe.log_probs(prompts, completions)).mean()
-    return flat_gradients([loss], probe.student)[0]
+def reward_gradients(probe: Probe) -> list[Tensor]:
+    """Minus the gradient of the expected reward, from each half of the probe's completions.
+
+    REINFORCE with the group's mean as baseline. The cosine of the two, gradient_cosine_halves,
+    tells how far noise holds every cosine with them down.
+    """
+    half, gradients = len(probe.examples) // (2 * HORIZON_GROUP) * HORIZON_GROUP, []
+    for rows in (slice(half), slice(half, None)):
+        prompts, completions = probe.prompts(probe.examples[rows]), probe.rows(probe.texts[rows])
+        rewards = probe.rewards[rows].view(-1, HORIZON_GROUP)
+        advantages = minisd.group_advantages(rewards, normalise="mean").flatten()
+        loss = -(advantages * probe.log_probs(prompts, completions)).mean()
+        gradients += flat_gradients([loss], probe.student)
+    return gradients
 
 
 def early_and_late_gradients(probe: Probe, groups: int = 24, each: int = 4) -> dict[str, float]:

@@ -14,8 +14,8 @@ from toy_tasks import CONTEXTS, Example
 
 SIBLINGS = 8  # contexts per problem in the mutual information, which can show at most log 8 nats
 # Of the enumeration: problems, tokens of a completion, probability of a prefix that is followed. A
-# step-by-step completion of one operation has 10 tokens, 17 with a slip.
-ENUMERATED_PROBLEMS, ENUMERATED_TOKENS, LEAST_MASS = 4, 16, 1e-6
+# step-by-step completion of one operation has 10 tokens, 11 with the remark.
+ENUMERATED_PROBLEMS, ENUMERATED_TOKENS, LEAST_MASS = 4, 12, 1e-6
 ENUMERATED_SAMPLES = 256  # completions of each problem, to compare with
 
 

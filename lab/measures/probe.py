@@ -28,8 +28,8 @@ class Settings:
     toy: Toy = field(default_factory=Toy)
     context: str = "solution"  # what the teacher sees, for estimators
     train_problems: int = 64  # in the training pool, for signal; 0: endless
-    eval_problems: int = 256  # fresh problems, for information
-    max_new_tokens: int = 64  # length limit of a completion
+    eval_problems: int = 256  # of a split, for information, remark and careful
+    max_new_tokens: int = 96  # length limit of a completion; 8 checked operations need about 90
     device: str = "cpu"  # auto, cpu, cuda or mps
     cache_dir: str = "out/base"  # where base models are kept
 
@@ -69,17 +69,20 @@ class Probe:
     rewards: Tensor  # (B,)
 
     @classmethod
+    def of(cls, settings: Settings, name: str, student: GPT) -> "Probe":
+        """No problems yet; all random numbers are those of that name."""
+        key, nothing = f"{name}-{settings.seed}", ([], [], torch.zeros(0))
+        rng, generator = random.Random(key), seeded(key, torch.device(settings.device))
+        return cls(settings, settings.task(), student, rng, generator, *nothing)
+
+    @classmethod
     def draw(
         cls, settings: Settings, name: str, problems: list[Problem], repeats: int = 1
     ) -> "Probe":
         """The base model's own completions of the problems, from random numbers of that name."""
-        student, key = settings.base(), f"{name}-{settings.seed}"
-        generator = seeded(key, torch.device(settings.device))
-        examples = [Example(p) for p in problems for _ in range(repeats)]
-        empty = ([], torch.zeros(0))
-        rng = random.Random(key)
-        probe = cls(settings, settings.task(), student, rng, generator, examples, *empty)
-        probe.texts, probe.rewards = probe.go_on(student, examples)
+        probe = cls.of(settings, name, settings.base())
+        probe.examples = [Example(p) for p in problems for _ in range(repeats)]
+        probe.texts, probe.rewards = probe.go_on(probe.student, probe.examples)
         return probe
 
     def contexts(self, examples: list[Example], kind: str, attempts=None) -> list[str]:
@@ -94,20 +97,21 @@ class Probe:
         rows = [self.task.prompt_ids(e, c) + list(p) for e, c, p in triples]
         return Prompts.of(rows, self.task.pad_id, self.generator.device)
 
-    def write(self, model: GPT, prompts: Prompts) -> Completions:
-        """Completions of a model that sees these prompts."""
+    def write(self, model: GPT, prompts: Prompts, pick=minisd.pick_token) -> Completions:
+        """Completions of a model that sees these prompts; pick: as `minisd.sample` has it."""
         return minisd.sample(
             [(1.0, model, prompts)], max_new_tokens=self.settings.max_new_tokens,
-            end_ids=self.task.end_ids, pad_id=self.task.pad_id, generator=self.generator,
+            end_ids=self.task.end_ids, pad_id=self.task.pad_id, generator=self.generator, pick=pick,
         )
 
     def go_on(
-        self, model: GPT, examples: list[Example], contexts=None, prefixes=None
+        self, model: GPT, examples: list[Example], contexts=None, prefixes=None,
+        pick=minisd.pick_token,
     ) -> tuple[list[str], Tensor]:
         """Whole completions as the model finishes each prefix (default: none), and rewards (B,)."""
         if not examples:
             return [], torch.zeros(0)
-        ids = self.write(model, self.prompts(examples, contexts, prefixes)).ids.tolist()
+        ids = self.write(model, self.prompts(examples, contexts, prefixes), pick).ids.tolist()
         prefixes = prefixes or [[]] * len(examples)
         texts = [self.task.decode([*p, *row]) for p, row in zip(prefixes, ids)]
         return texts, torch.tensor([self.task.reward(t, e) for t, e in zip(texts, examples)])

@@ -1,61 +1,136 @@
-"""Where a step-by-step completion goes wrong, and how to make one go wrong."""
+"""Where a step-by-step completion goes wrong, and how to make one go wrong.
+
+A step takes one operation, `3*7=1; `, or more at a glance, `3*7+4=5; `. It is withdrawn, right or
+wrong, if the next one stands behind the marker and takes the same operations from the same place.
+"""
 
 import random
 import re
+from dataclasses import dataclass
 
-from toy_tasks import ANSWER, MARKER, Problem, World, encode, other_digit, write_steps
+from toy_tasks import ANSWER, MARKER, Problem, encode, other_digit
 
-STEP_PATTERN = re.compile(rf"({MARKER})?(\d[+*-]\d=\d)")
+STEP_PATTERN = re.compile(rf"({MARKER})?(\d(?:[+*-]\d)+=\d)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a completion, such as `3*7=1`: one token a character."""
+
+    start: int  # where it begins in the completion, in characters
+    text: str
+    right: str  # what it ought to be, with fewer operations if it takes more than are left
+    place: int  # operations done before it
+    end: int  # and with it
+    redoes: bool  # behind the marker, it takes the place of the step before it
+
+    @property
+    def wrong(self) -> int | None:
+        """Index of its first wrong character, or None."""
+        pairs = enumerate(zip(self.text, self.right.ljust(len(self.text))))
+        return next((i for i, (a, b) in pairs if a != b), None)
+
+
+def write_step(value: int, operators: str, digits: tuple[int, ...], result: int) -> str:
+    """`3*7=1; ` or, of two operations, a glance `3*7+4=5; `."""
+    return f"{Problem((value, *digits), operators).text}={result}; "
+
+
+def right_step(problem: Problem, place: int, operations: int) -> str:
+    """The step that takes so many operations from a place, or all that are left; empty if none."""
+    end = min(place + operations, len(problem.operators))
+    if place >= end:
+        return ""
+    start = (problem.digits[0], *problem.values)[place]
+    part = Problem((start, *problem.digits[place + 1 : end + 1]), problem.operators[place:end])
+    return f"{part.text}={problem.values[end - 1]}"
 
 
 def right_steps(problem: Problem) -> list[str]:
-    """The steps of a faultless completion, such as `3*7=1`: one token a character."""
-    lefts = (problem.digits[0], *problem.values)
-    parts = zip(lefts, problem.operators, problem.digits[1:], problem.values)
-    return [f"{left}{operator}{digit}={value}" for left, operator, digit, value in parts]
+    """The single steps of a faultless completion, such as `3*7=1`."""
+    return [right_step(problem, place, 1) for place in range(len(problem.operators))]
+
+
+def steps_of(problem: Problem, completion: str) -> list[Step]:
+    """The steps of a completion, as far as the first wrong one that is not withdrawn."""
+    steps, place = [], 0
+    for found in STEP_PATTERN.finditer(completion):
+        marker, text = found.groups()
+        operations, last = len(text) // 2 - 1, steps[-1] if steps else None
+        again = right_step(problem, last.place, operations) if marker and last else ""
+        redoes = again[:-1] == text[:-1]
+        if redoes:
+            place = last.place
+        elif last and last.wrong is not None:
+            break  # the author went on from a wrong value
+        right = right_step(problem, place, operations)
+        steps.append(Step(found.start(2), text, right, place, place + operations, redoes))
+        place += operations
+    return steps
+
+
+def standing_steps(problem: Problem, completion: str) -> list[Step]:
+    """Those of `steps_of` that are not withdrawn."""
+    steps = steps_of(problem, completion)
+    return [step for step, after in zip(steps, [*steps[1:], None]) if not (after and after.redoes)]
 
 
 def first_wrong_step(problem: Problem, completion: str) -> int | None:
-    """Index in `encode(completion)` of the first wrong token of an uncorrected step, or None.
+    """Index in `encode(completion)` of the first wrong token of a step that stands, or None.
 
-    Wrong may be the result, an operand, the operator, or a step too many. A wrong step is corrected
-    if the next one stands behind the marker and is right; until then more attempts behind the
-    marker may be wrong. The marker may also repeat the last right step. The answer is no step.
+    Wrong may be the result, an operand, the operator, or an operation too many. The answer is no
+    step.
 
-    >>> first_wrong_step(Problem.parse("3*7+4"), "3*7=1; 1+4=6; wait 1+4=5; answer 5")
+    >>> first_wrong_step(Problem.parse("3*7+4"), "3*7+4=2; wait 3*7=1; 1+4=5; answer 5")
     >>> first_wrong_step(Problem.parse("3*7+4"), "3*7=8; 8+4=2; answer 2")
     4
     """
-    wanted, done, wrong = right_steps(problem), 0, None
-    for found in STEP_PATTERN.finditer(completion):
-        marker, step = found.groups()
-        if wrong is not None and not marker:
-            break  # the author went on from a wrong value
-        right = wanted[done] if done < len(wanted) else " " * len(step)
-        if step == right:
-            done, wrong = done + 1, None
-        elif wrong is None and not (marker and done and step == wanted[done - 1]):
-            offset = [a == b for a, b in zip(step, right)].index(False)
-            wrong = len(encode(completion[: found.start(2)])) + offset
-    return wrong
+    steps = steps_of(problem, completion)
+    if not steps or steps[-1].wrong is None:  # one before the last is withdrawn if it is wrong
+        return None
+    return len(encode(completion[: steps[-1].start])) + steps[-1].wrong
 
 
-def is_faultless(problem: Problem, completion: str) -> bool:
-    """True if every step is restated right at the first go, and then the right answer."""
-    parts = [*right_steps(problem), f"{ANSWER}{problem.values[-1]}"]
-    return completion.removeprefix(MARKER) == "; ".join(parts)
+def is_faultless(problem: Problem, completion: str, *, checked: bool = False) -> bool:
+    """True if the completion is right steps that do the whole problem, and the right answer.
 
-
-def force_wrong_step(problem: Problem, completion: str, rng: random.Random) -> str:
-    """A faultless completion with one result wrong and all that follows worked from it.
-
-    The step is drawn uniformly; up to its result every token stays as it was.
+    checked: it may also have steps, right or wrong, that are withdrawn.
     """
-    steps, end = right_steps(problem), 0
-    k = rng.randrange(len(steps))
-    for step in steps[: k + 1]:
-        end = completion.index(step, end) + len(step)
-    wrong = other_digit(rng, problem.values[k])
-    rest = Problem((wrong, *problem.digits[k + 2 :]), problem.operators[k + 1 :])
-    text, value = write_steps(rest, World(), rng, hesitant=False, unreliable=False)
-    return f"{completion[: end - 1]}{wrong}; {text}{ANSWER}{value}"
+    steps = steps_of(problem, completion)
+    if not steps or steps[-1].wrong is not None or steps[-1].end < len(problem.operators):
+        return False
+    if any(step.redoes for step in steps) and not checked:
+        return False
+    written = MARKER * completion.startswith(MARKER)
+    written += "".join(f"{MARKER * step.redoes}{step.text}; " for step in steps)
+    return completion == f"{written}{ANSWER}{problem.values[-1]}"
+
+
+def worked_from(problem: Problem, place: int, value: int) -> str:
+    """Single steps from a value at a place to the end, and the answer that they give."""
+    digits, operators = (value, *problem.digits[place + 1 :]), problem.operators[place:]
+    rest = Problem(digits, operators)
+    text = "".join(f"{step}; " for step in right_steps(rest))
+    return f"{text}{ANSWER}{(value, *rest.values)[-1]}"
+
+
+def force_wrong_step(problem: Problem, completion: str, rng: random.Random) -> str | None:
+    """A completion with the result of a single step wrong and all that follows worked from it.
+
+    The step is drawn from the single ones that stand, None if there is none; up to its result
+    every token stays as it was.
+    """
+    singles = [s for s in standing_steps(problem, completion) if s.end == s.place + 1]
+    if not singles:
+        return None
+    step = rng.choice(singles)
+    result = step.start + len(step.text) - 1
+    wrong = other_digit(rng, int(step.right[-1]))
+    return f"{completion[:result]}{wrong}; {worked_from(problem, step.end, wrong)}"
+
+
+def force_glance(problem: Problem, right: bool, rng: random.Random) -> str:
+    """The marker and a glance over the first two operations, `wait 3*7+4=5; `: right or wrong."""
+    part = Problem(problem.digits[:3], problem.operators[:2])
+    result = part.values[1] if right else other_digit(rng, part.values[1])
+    return f"{MARKER}{part.text}={result}; "

