@@ -1,4 +1,4 @@
-"""After the student's first wrong value its teacher, who knows better, is of no help.
+"""Once a wrong value is written, a teacher that knows the solution is worse than none.
 
 Source: Firth 2026; a thread by Partridge (second-hand); Zhu et al. 2605.11182; SFD 2605.30833.
 
@@ -28,7 +28,7 @@ ONCE = {
 }
 
 
-def lead(arm: str, glance: str) -> Quantity:
+def lead(glance: str, arm: str = "measured") -> Quantity:
     """Accuracy from behind a wrong or a right glance: teacher minus the same model without it."""
     def measured(runs: Runs) -> float:
         teacher, unaided = (
@@ -36,8 +36,9 @@ def lead(arm: str, glance: str) -> Quantity:
         )
         return teacher - unaided
 
-    words = f"accuracy from behind a {glance} glance (fraction), with minus without the solution"
-    return Quantity(words, measured, ((1, arm),))
+    words = "accuracy of what is written behind a glance (fraction), with minus without the solution"
+    place = f"a {glance} glance" + f", {arm}" * (arm != "measured")
+    return Quantity(words, measured, ((1, place),))
 
 
 def checked(reader: str, who: str) -> Quantity:
@@ -60,8 +61,8 @@ def accuracies(reader: str):
     return lambda runs: [at(runs, "measured", name) for name in names]
 
 
-EFFECT = lead("measured", "wrong") < -0.2
-CONTROL = lead("measured", "right")
+EFFECT = lead("wrong") < -0.2
+CONTROL = lead("right")
 TESTABLE = [
     value(
         "forced_wrong_glance_unaided", "measured",
@@ -71,7 +72,7 @@ TESTABLE = [
 ALSO = [
     checked("teacher", "with the solution") < 0.4,
     checked("unaided", "without the solution") > 0.8,
-    lead("careful behind a solution", "wrong") > -0.1,
+    lead("wrong", "careful behind a solution") > -0.1,
     end_ratio("KL(student || teacher)", "position_reverse_kl_incorrect") < -0.5,
     end_ratio("disagreement", "position_disagreement_incorrect") < -0.5,
 ]
