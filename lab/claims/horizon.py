@@ -18,13 +18,13 @@ first to the last tenth; Firth's teacher saw feedback, here it sees the solution
 
 import math
 
-from lab.claims.arms import Measure
+from lab.claims.arms import SWAPPED, Measure
 from lab.claims.statements import Panel, Quantity, Runs, at, value
 
 ARMS = {"measured": Measure("careful")}
 ONCE = {
     "by position": Measure("horizon"),
-    "careful behind a solution": Measure("careful", "--world certainty.solution=0"),
+    "careful behind a solution": Measure("careful", SWAPPED),
 }
 
 
@@ -36,7 +36,7 @@ def lead(glance: str, arm: str = "measured") -> Quantity:
         )
         return teacher - unaided
 
-    words = "accuracy of what is written behind a glance (fraction), with minus without the solution"
+    words = "accuracy from behind a glance (fraction), with minus without the solution"
     place = f"a {glance} glance" + f", {arm}" * (arm != "measured")
     return Quantity(words, measured, ((1, place),))
 
