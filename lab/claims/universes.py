@@ -57,7 +57,7 @@ def own_rate(row: str) -> float:
     """The learning rate that suits a row of the method table best."""
     if row not in METHODS:
         raise ValueError(f"--method: {row!r}; allowed: {', '.join(METHODS)}")
-    return getattr(METHODS[row], "learning_rate", 3e-4)
+    return METHODS[row].learning_rate
 
 
 def as_dict(universe: Universe) -> dict:
