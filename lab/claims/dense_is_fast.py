@@ -1,10 +1,10 @@
 """The dense signal of self-distillation learns from fewer completions than rewards do.
 
-Source: Huebotter et al. 2601.20802; a post of April 2026 (second-hand): sft dense and biased,
-reinforcement learning sparse and unbiased, self-distillation dense and unbiased.
+Source: Huebotter et al. 2601.20802; a post of April 2026 (second-hand).
 
 Published: with feedback shown, the final accuracy of GRPO after a quarter of its completions
-(LCBv6); no signal-to-noise ratios, no bias.
+(LCBv6). The post: sft dense and biased, rewards sparse and unbiased, self-distillation dense and
+unbiased; neither signal nor bias was measured.
 
 Predicted: With feedback shown self-distillation has a higher mean reward over the training batches
 than GRPO, by 2 points or more; the same teacher's signal as one number per completion, as sparse as
@@ -65,7 +65,7 @@ PANELS = [
         {arm: over_steps("curve.reward", arm) for arm in (*ARMS, "sdpo, solution")},
     ),
     Panel(
-        "first gradients (first universe)", "method", list(METHODS),
-        {RATIO: of_methods("snr"), COSINE: of_methods("cosine")}, joined=False,
+        f"{COSINE} (first universe)", "whose first gradient", list(METHODS),
+        {COSINE: of_methods("cosine")}, joined=False,
     ),
 ]
