@@ -74,7 +74,7 @@ def transplant_sureness(student: Tensor, teacher: Tensor, classes: Tensor) -> Te
     log_p, log_q = minisd.log_softmax(student), minisd.log_softmax(teacher)
 
     def by_class(log_probs: Tensor) -> Tensor:  # tokens in the order of class, then probability
-        order = log_probs.argsort(dim=-1, descending=True, stable=True)
+        order = log_probs.argsort(dim=-1, stable=True)
         return order.gather(-1, classes[order].argsort(dim=-1, stable=True))
 
     return log_q.scatter(-1, by_class(log_p), log_q.gather(-1, by_class(log_q)))
