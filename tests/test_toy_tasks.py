@@ -1,4 +1,4 @@
-"""Laws of the toy world: its arithmetic, its contexts, its splits, and its switches.
+"""Laws of the toy world: its arithmetic, its contexts, its authors, its splits, and its switches.
 
 Shares are compared with their exact values within four standard errors, from seeded generators.
 """
@@ -11,6 +11,7 @@ import re
 import zlib
 
 import pytest
+from reading import read
 
 import toy_tasks
 from toy_tasks import (
@@ -25,9 +26,9 @@ from toy_tasks import (
     Toy,
     ToyTask,
     World,
-    check_context,
     decode,
     draw_document,
+    draw_practice,
     draw_problem,
     draw_split,
     encode,
@@ -38,37 +39,57 @@ from toy_tasks import (
 )
 
 CHAIN = Problem.parse("3*7+4-8")
-CALM = World(persona_rate=0.0, slip_rate=0.0)  # nothing random but direct or careful
+NEVER = dict.fromkeys(CONTEXTS, 0.0)
+CALM = World(persona_rate=0.0)
+STEPS = World(persona_rate=0.0, drill_rate=0.0, direct_rate=NEVER)  # decides at every step
 
 
 def rng(seed=0):
     return random.Random(seed)
 
 
-def documents(world, kind=None, count=600, seed=0):
+def changed(world, **changes):
+    """The world with other fields; of a table, the named rows alone."""
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            changes[name] = getattr(world, name) | value
+    return dataclasses.replace(world, **changes)
+
+
+def documents(world, kind=None, count=400, seed=0):
     generator = rng(seed)
     return [draw_document(generator, world, kind) for _ in range(count)]
 
 
-def completions(world, kind="none", **options):
-    return [completion for _, completion in documents(world, kind, **options)]
+def problem_of(prompt):
+    """The problem of a document, with the step that a rule adds."""
+    *context, text = prompt.removesuffix(" = ").split(" | ")
+    rule = re.fullmatch(r"rule (\+\d)", *context) if context else None
+    return Problem.parse(text + (rule[1] if rule else ""))
 
 
-def share(items, condition):
+def readings(world, kind="none", **options):
+    """What the authors of documents did."""
+    return [read(problem_of(p), c) for p, c in documents(world, kind, **options)]
+
+
+def glances(world, kind="none", **options):
+    """(is it right, is it checked) of all glances of many documents."""
+    return [glance for reading in readings(world, kind, **options) for glance in reading.glances]
+
+
+def share(items, condition=bool):
     return sum(map(bool, map(condition, items))) / len(items)
 
 
-def assert_share(observed, expected, count):
+def assert_share(items, expected, condition=bool):
+    observed, count = share(items, condition), len(items)
     standard_error = math.sqrt(expected * (1 - expected) / count)
     assert abs(observed - expected) <= 4 * standard_error, (observed, expected)
 
 
-def is_direct(completion):
-    return completion.startswith(ANSWER)
-
-
-def with_certainty(world, **changes):
-    return dataclasses.replace(world, certainty={**world.certainty, **changes})
+def is_direct(reading):
+    return reading.last is None
 
 
 # Arithmetic and text ------------------------------------------------------------------------------
@@ -80,6 +101,16 @@ def test_chains_are_worked_from_left_to_right_modulo_ten():
     assert Problem.parse("2+3*4").values == (5, 0)
     assert Problem.parse("0-9").values == (1,)
     assert CHAIN.prompt == "3*7+4-8 = " and CHAIN.text == "3*7+4-8"
+
+
+def test_digits_behind_operators_differ_and_all_lengths_are_alike():
+    """A digit used twice: the last one used would no longer say where a chain stands."""
+    generator = rng(0)
+    problems = [draw_problem(generator, "+-", range(2, 10)) for _ in range(800)]
+    assert all(len({*p.digits[1:]}) == len(p.digits) - 1 == len(p.operators) for p in problems)
+    for n in range(2, 10):
+        assert_share(problems, 1 / 8, lambda p, n=n: len(p.operators) == n)
+    assert {p.digits[0] for p in problems} == {p.digits[2] for p in problems} == set(range(10))
 
 
 @pytest.mark.parametrize("text", ["", "3", "3+", "+3", "3++4", "13+4", "3/4", "3+4 "])
@@ -127,8 +158,8 @@ def test_text_outside_the_vocabulary_is_refused_by_its_first_character(text, bad
     [
         ("none", {}, ""),
         ("answer", {}, "answer 7 | "),
-        ("partial", {}, "hint 1 | "),
-        ("solution", {}, "solution 1,5,7 | "),
+        ("partial", {}, "hint 3*7=1 | "),
+        ("solution", {}, "solution 3*7=1+4=5-8=7 | "),
         ("sibling", {"attempt": "3*7=1; answer 7"}, "peer 3*7=1; answer 7 | "),
         ("feedback", {"attempt": "answer 7"}, "tried:7 right | "),
         ("feedback", {"attempt": "3*7=1; answer 5"}, "tried:5 wrong | "),
@@ -142,12 +173,20 @@ def test_contexts_by_hand(kind, options, expected):
     encode(expected)
 
 
+@pytest.mark.parametrize(
+    "text, hint", [("3*7", ""), ("3*7+4", "3*7=1"), ("1+2+3+4+5", "1+2=3+3=6")]
+)
+def test_a_hint_is_the_first_half_of_the_chain(text, hint):
+    """A hint with a first digit and nothing done, or one that tells the answer of a single step."""
+    assert privileged_context(Problem.parse(text), "partial", rng()) == f"hint {hint} | "
+
+
 def test_wrong_context_is_the_solution_with_another_last_value():
     """A wrong context that is right one time in ten, or wrong at a place that does not count."""
     last = set()
     for seed in range(200):
         context = privileged_context(CHAIN, "wrong", rng(seed))
-        assert context.startswith("solution 1,5,") and context.endswith(" | ")
+        assert context.startswith("solution 3*7=1+4=5-8=") and context.endswith(" | ")
         last.add(int(context[-4]))
     assert last == set(range(10)) - {7}
 
@@ -157,7 +196,7 @@ def test_other_problem_is_another_problem_of_the_same_form():
     short = Problem.parse("1+2")
     for seed in range(500):  # one addition has 100 forms: the same one comes up by chance
         context = privileged_context(short, "other_problem", rng(seed))
-        found = re.fullmatch(r"other (\d\+\d) = (\d) \| ", context)
+        found = re.fullmatch(r"other (\d\+\d)=(\d) \| ", context)
         other = Problem.parse(found[1])
         assert other != short and other.values == (int(found[2]),)
 
@@ -168,199 +207,238 @@ def test_other_problem_is_another_problem_of_the_same_form():
         lambda: privileged_context(CHAIN, "hint", rng()),
         lambda: draw_document(rng(), World(), "hint"),
         lambda: ToyTask(World()).context(Example(CHAIN), "hint", rng()),
-        lambda: check_context(Toy(), {"solution", "hint"}, True),
     ],
 )
-def test_unknown_context_is_refused_by_name(refused):
+def test_an_unknown_context_is_refused(refused):
     """A typo that trains without any context."""
-    with pytest.raises(ValueError, match="--context: 'hint'; allowed: none, partial"):
+    with pytest.raises(KeyError, match="hint"):
         refused()
 
 
+# Authors ------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", CONTEXTS)
-def test_documents_of_reliable_authors_answer_what_their_context_says(kind):
-    """A generator whose documents contradict themselves."""
-    world = dataclasses.replace(World(), persona_rate=0.0)
-    for prompt, completion in documents(world, kind, count=200):
-        *context, text = prompt.removesuffix(" = ").split(" | ")
-        truth = Problem.parse(text).values[-1]
-        if kind == "rule":
-            truth = (truth + int(context[0].removeprefix("rule +"))) % 10
-        if kind == "wrong" and is_direct(completion):
-            truth = int(context[0][-1])  # who answers directly repeats the last value shown
-        assert final_answer(completion) == truth
-        assert len(context) == (kind != "none")
+def test_reliable_authors_answer_what_their_context_says(kind):
+    """A generator whose documents contradict themselves, or steps of another problem."""
+    for prompt, completion in documents(CALM, kind, count=200):
+        problem, context = problem_of(prompt), prompt.split(" | ")[:-1]
+        reading = read(problem, completion)
+        assert all(reading.singles) and all(right or checked for right, checked in reading.glances)
+        assert reading.last in (None, problem.values[-1])
+        told = int(context[0][-1]) if kind == "wrong" and is_direct(reading) else None
+        assert reading.answer == (problem.values[-1] if told is None else told)
+        assert len(context) == (kind != "none") and not reading.remarks
 
 
-def test_written_steps_are_the_steps_of_the_problem():
-    """Steps that do not follow from the value before, or a slip that is carried on."""
-    for prompt, completion in documents(World(persona_rate=0.0, slip_rate=0.4), "none", count=300):
-        if is_direct(completion):
-            continue
-        problem = Problem.parse(prompt.removesuffix(" = "))
-        kept = re.sub(r"\d.\d=\d; wait ", "", completion).removeprefix(MARKER)
-        before = (problem.digits[0], *problem.values)
-        steps = zip(before, problem.operators, problem.digits[1:], problem.values)
-        written = "".join(f"{a}{o}{b}={c}; " for a, o, b, c in steps)
-        assert kept == f"{written}{ANSWER}{problem.values[-1]}"
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_an_unsure_author_doubts_everything_whatever_the_context(kind):
+    """A context that acts on its author by another way than its certainty."""
+    unsure = changed(STEPS, certainty=NEVER)
+    assert all(reading.opens for reading in readings(unsure, kind, count=100))
+    assert all(checked for _, checked in glances(unsure, kind, count=100))
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_sure_author_doubts_nothing_whatever_the_context(kind):
+    """A marker, a wrong glance or a drill by who is sure, or certainty by a wrong attempt."""
+    sure = changed(STEPS, certainty=dict.fromkeys(CONTEXTS, 1.0), drill_rate=1.0)
+    for prompt, completion in documents(sure, kind, count=100):
+        reading = read(problem_of(prompt), completion)
+        if " wrong | " in prompt:  # a wrong attempt makes nobody sure
+            assert reading.opens and not reading.glances
+        else:
+            assert not reading.opens and set(reading.glances) <= {(True, False)}
+    assert any(reading.glances for reading in readings(sure, "answer"))
+
+
+def test_certainty_is_drawn_anew_at_every_decision():
+    """Authors who are sure from the first token to the last: one marker would tell of the next."""
+    six, half = Problem.parse("3*7+4-8+1-2*5"), changed(STEPS, glance_rate=1.0)
+    generator, count = rng(1), 1000
+    found = [
+        read(six, write_completion(six, half, generator, certainty=0.5)) for _ in range(count)
+    ]
+    doubts = [(r.opens, *(checked for _, checked in r.glances)) for r in found]
+    assert {len(doubt) for doubt in doubts} == {4}
+    for doubt in ((a, b, c, d) for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1)):
+        assert_share(doubts, 1 / 16, lambda seen, doubt=doubt: seen == doubt)
+
+
+@pytest.mark.parametrize("certainty", [0.0, 0.4, 1.0])
+def test_who_is_not_sure_checks_and_half_of_what_is_checked_is_wrong(certainty):
+    """Checks that tell right from wrong: an author would know what only the checks can show."""
+    found = glances(changed(STEPS, certainty={"answer": certainty}), "answer", count=800)
+    assert_share(found, 1 - certainty, lambda glance: glance[1])
+    assert all(right for right, checked in found if not checked)
+    if certainty < 1:
+        assert World().glance_error_rate == 0.5  # as the docstring says
+        assert_share([right for right, checked in found if checked], 0.5)
+
+
+def test_a_wrong_verdict_leaves_its_author_unsure():
+    """Feedback that shortens whatever the verdict says, or verdicts that are mostly the same."""
+    pairs = documents(changed(STEPS, certainty={"feedback": 1.0}), "feedback", count=1000)
+    opens = {" right": [], " wrong": []}
+    for prompt, completion in pairs:
+        opens[prompt.split(" | ")[0][len("tried:5") :]].append(completion.startswith(MARKER))
+    assert not any(opens[" right"]) and all(opens[" wrong"])
+    assert_share(pairs, 0.5, lambda pair: " right | " in pair[0])
+
+
+def test_direct_answers_are_alike_for_the_sure_and_the_unsure():
+    """Certainty that acts through the number of direct answers, not through checks alone."""
+    world = changed(CALM, drill_rate=0.0, direct_rate={"none": 0.3})
+    for certainty in (0.0, 0.6, 1.0):
+        generator = rng(1)
+        texts = [write_completion(CHAIN, world, generator, certainty=certainty) for _ in range(600)]
+        assert_share(texts, 0.3, lambda text: text.startswith(ANSWER))
+
+
+def test_attempts_are_as_right_as_their_source():
+    """A peer whose answer is wrong, or a rule that adds nothing."""
+    prompts = [prompt for prompt, _ in documents(World(), "rule")]
+    assert {prompt[6] for prompt in prompts} == set("123456789")
+    prompts = [prompt for prompt, _ in documents(World(persona_rate=0.9), "sibling", count=200)]
+    for peer, text in (prompt.removesuffix(" = ").split(" | ") for prompt in prompts):
+        problem = Problem.parse(text)
+        reading = read(problem, peer.removeprefix("peer "))
+        assert reading.answer == problem.values[-1] and not reading.remarks
 
 
 # Switches of the world ----------------------------------------------------------------------------
 
 
-def test_direct_answers_come_at_their_rate():
-    """A rate that ignores the number of operations, or certainty applied to the careful share."""
-    world = dataclasses.replace(CALM, direct_slope=0.25, direct_floor=0.1)
-    count = 800
-    for text, unaided in [("1+2", 0.75), ("1+2+3", 0.5), ("1+2+3+4+5+6", 0.1)]:
-        for certainty in (0.0, 0.6):
-            generator = rng(1)
-            texts = [
-                write_completion(Problem.parse(text), world, generator, certainty=certainty)
-                for _ in range(count)
-            ]
-            expected = unaided + certainty * (1 - unaided)
-            assert_share(share(texts, is_direct), expected, count)
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_glance_rate_switches_glances(rate):
+    """Glances that come from somewhere else, or are drawn once per document."""
+    found = readings(changed(STEPS, glance_rate=rate))
+    choices = [i < len(r.glances) for r in found for i in range(r.choices)]
+    assert_share(choices, rate)
 
 
-def test_direct_floor_and_slope_switch_direct_answers_off_and_on():
-    """Direct answers that come from somewhere else than the two fields."""
-    never = dataclasses.replace(CALM, direct_slope=1.0, direct_floor=0.0)
-    always = dataclasses.replace(CALM, direct_floor=1.0)
-    assert not any(map(is_direct, completions(never)))
-    assert all(map(is_direct, completions(always)))
+@pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
+def test_glance_error_rate_switches_wrong_glances_and_not_their_checks(rate):
+    """Checks that remain rarer than doubt, or errors that remain when switched off."""
+    for persona_rate in (0.0, 1.0):  # unreliable authors glance alike, and check nothing
+        found = glances(changed(STEPS, glance_error_rate=rate, persona_rate=persona_rate))
+        assert_share(found, 1 - rate, lambda glance: glance[0])
+        assert {checked for _, checked in found} == {persona_rate == 0}
 
 
-def test_certainty_zero_makes_a_context_like_none():
-    """A context that shortens its author's answer by another way than its certainty."""
-    flat = dataclasses.replace(World(), certainty=dict.fromkeys(CONTEXTS, 0.0))
-    count = 1500
-    base = share(completions(flat, "none", count=count), is_direct)
-    for seed, kind in enumerate([*CONTEXTS][1:], start=1):
-        observed = share(completions(flat, kind, count=count, seed=seed), is_direct)
-        difference = math.sqrt(2 * base * (1 - base) / count)
-        assert abs(observed - base) <= 4 * difference, kind
+@pytest.mark.parametrize("rate, certainty", [(0.0, 0.0), (1.0, 0.0), (0.5, 0.6), (1.0, 1.0)])
+def test_drill_rate_switches_drills_of_those_who_are_unsure(rate, certainty):
+    """Drills that tell of a context, are glanced at, or do not begin as those of the unsure."""
+    world = changed(STEPS, drill_rate=rate, glance_rate=1.0)  # so that who does not glance drills
+    generator = rng(2)
+    texts = [write_completion(CHAIN, world, generator, certainty=certainty) for _ in range(600)]
+    drill = "wait 3*7=1; 1+4=5; 5-8=7; answer 7"
+    assert_share(texts, rate * (1 - certainty), lambda text: text == drill)
+    assert all(text == drill or read(CHAIN, text).glances for text in texts)
+    shown = changed(world, direct_rate={"none": 1.0})  # by whoever does not drill
+    texts = {write_completion(CHAIN, shown, generator, certainty=certainty) for _ in range(60)}
+    answers = {"answer 7"} if rate * (1 - certainty) < 1 else set()
+    assert texts == answers | ({drill} if rate * (1 - certainty) > 0 else set())
 
 
-def test_certainty_one_makes_every_reliable_author_direct():
-    """A certainty that only scales the rate of the unaided author."""
-    assert all(map(is_direct, completions(with_certainty(World(), answer=1.0), "answer")))
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_direct_rate_switches_direct_answers_of_its_context_alone(kind):
+    """A rate that is read from the row of another context."""
+    for rate, others in ((0.4, 0.0), (0.0, 1.0)):
+        table = {**dict.fromkeys(CONTEXTS, others), kind: rate}
+        found = readings(changed(CALM, drill_rate=0.0, direct_rate=table), kind, count=300)
+        assert_share(found, rate, is_direct)
 
 
-def test_certainty_shrinks_hesitation_and_slips_of_the_careful():
-    """An author who knows the answer and still hesitates like one who does not."""
-    world = dataclasses.replace(World(), persona_rate=0.0, direct_slope=1.0, direct_floor=0.0)
-    generator, count = rng(3), 1000
-    texts = [write_completion(CHAIN, world, generator, certainty=0.4) for _ in range(count)]
-    careful = [text for text in texts if not is_direct(text)]
-    assert_share(share(texts, is_direct), 0.4, count)
-    assert_share(share(careful, lambda x: x.startswith(MARKER)), 0.6, len(careful))
-    assert not any(MARKER in x for x in careful if not x.startswith(MARKER))
-
-
-def test_hesitation_rate_switches_the_opening_marker():
-    """An opening marker that is not tied to its rate, or a rate that touches corrections."""
-    for rate in (0.0, 0.3, 1.0):
-        world = dataclasses.replace(CALM, hesitation_rate=rate)
-        careful = [x for x in completions(world) if not is_direct(x)]
-        assert_share(share(careful, lambda x: x.startswith(MARKER)), rate, len(careful))
-    slips_only = World(persona_rate=0.0, hesitation_rate=0.0, slip_rate=0.5)
-    careful = [x for x in completions(slips_only) if not is_direct(x)]
-    assert not any(x.startswith(MARKER) for x in careful) and any(MARKER in x for x in careful)
-
-
-def test_slip_rate_switches_slips():
-    """Slips at another rate per step, or slips that remain when switched off."""
-    for rate in (0.0, 0.2):
-        world = World(persona_rate=0.0, slip_rate=rate, direct_slope=1.0, direct_floor=0.0)
-        generator, count = rng(4), 500
-        texts = [write_completion(CHAIN, world, generator) for _ in range(count)]
-        slips = sum(x.count(MARKER) - 1 for x in texts)  # each careful text opens with one
-        assert_share(slips / (3 * count), rate, 3 * count)
-
-
-def test_persona_rate_switches_unreliable_authors():
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_persona_rate_switches_unreliable_authors(rate):
     """A remark or a wrong answer from a reliable author, or a right one from an unreliable."""
-    for rate in (0.0, 0.3, 1.0):
-        texts = [write_completion(CHAIN, World(persona_rate=rate), rng(i)) for i in range(600)]
-        assert_share(share(texts, lambda x: REMARK in x), rate, 600)
-        for text in texts:
-            wrong = final_answer(text) != CHAIN.values[-1]
-            assert wrong == (REMARK in text)
-            assert not (wrong and MARKER in text)  # never hesitates, never corrects
+    world = World(persona_rate=rate)
+    texts = [write_completion(CHAIN, world, rng(i), certainty=i % 2) for i in range(600)]
+    assert_share(texts, rate, lambda text: REMARK in text)
+    for text in texts:
+        reading = read(CHAIN, text)
+        assert (reading.answer != CHAIN.values[-1]) == reading.remarks
+        assert not (reading.remarks and MARKER in text)  # never opens, drills or checks
 
 
-def test_persona_slip_rate_switches_wrong_steps():
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_persona_error_rate_switches_wrong_steps(rate):
     """Wrong steps of unreliable authors that do not follow their rate."""
-    for rate in (0.0, 0.5):
-        world = World(persona_rate=1.0, persona_slip_rate=rate, direct_slope=1, direct_floor=0.0)
-        texts = [write_completion(CHAIN, world, rng(i)) for i in range(600)]
-        first = [text.startswith("3*7=1; ") for text in texts]
-        assert_share(sum(first) / 600, 1 - rate, 600)
+    world = changed(STEPS, persona_rate=1.0, persona_error_rate=rate)
+    singles = [right for reading in readings(world) for right in reading.singles]
+    assert_share(singles, 1 - rate)
 
 
-def test_functional_markers_off_keeps_the_markers_and_ends_direct_answers():
+@pytest.mark.parametrize("kind", [k for k, row in CONTEXTS.items() if row.attempt != "sibling"])
+def test_without_functional_markers_the_same_authors_open_and_nothing_hangs_on_doubt(kind):
     """A control that changes the markers along with their function."""
-    on, off = World(), World(functional_markers=False)
-    count = 1500
-    for kind in ("none", "solution", "answer"):
-        marked = [
-            share(completions(world, kind, count=count, seed=seed), lambda x: MARKER in x)
-            for seed, world in enumerate((on, off))
-        ]
-        spread = math.sqrt(2 * max(marked[0] * (1 - marked[0]), 0.01) / count)
-        assert abs(marked[0] - marked[1]) <= 4 * spread, kind
-        assert any(map(is_direct, completions(on, kind)))
-        assert not any(map(is_direct, completions(off, kind)))
+    on, off = World(persona_rate=0.1), World(persona_rate=0.1, functional_markers=False)
+    compared = set()
+    for seed in range(150):
+        pairs = [draw_document(rng(seed), world, kind) for world in (on, off)]
+        usual, plain = (read(problem_of(prompt), completion) for prompt, completion in pairs)
+        assert pairs[0][0] == pairs[1][0] and plain.remarks == usual.remarks
+        assert not is_direct(plain) and not plain.glances
+        if not is_direct(usual):
+            assert plain.opens == usual.opens
+            compared.add((plain.opens, bool(usual.glances)))
+    assert len(compared) >= 3  # else there was nothing to see
 
 
-def test_a_wrong_verdict_leaves_its_author_as_unsure_as_none():
-    """Feedback that shortens whatever the verdict says."""
-    world = with_certainty(CALM, feedback=1.0)
-    pairs = documents(world, "feedback", count=1500)
-    right = [c for p, c in pairs if " right | " in p]
-    wrong = [c for p, c in pairs if " wrong | " in p]
-    assert len(right) + len(wrong) == 1500
-    assert_share(len(right) / 1500, 0.5, 1500)
-    assert all(map(is_direct, right))
-    rates = [world.direct_rate(n, 0.0) for n in range(1, world.max_operations + 1)]
-    assert_share(share(wrong, is_direct), sum(rates) / len(rates), len(wrong))
+def test_certainty_of_a_context_is_read_from_its_row():
+    """A table that is not looked up: the control in which a context makes nobody sure."""
+    for kind in CONTEXTS:
+        certainty = {**dict.fromkeys(CONTEXTS, 0.0), kind: 1.0}
+        kinds = [other for other in CONTEXTS if not CONTEXTS[other].attempt]
+        for other in kinds:
+            opens = [r.opens for r in readings(changed(STEPS, certainty=certainty), other, count=9)]
+            assert set(opens) == {other != kind}
 
 
 def test_document_share_decides_which_contexts_are_read():
     """A context that the base model reads although its share is 0."""
-    shares = {**dict.fromkeys(CONTEXTS, 0.0), "answer": 0.25, "rule": 0.75}
-    prompts = [p for p, _ in documents(World(document_share=shares))]
-    assert_share(share(prompts, lambda p: p.startswith("rule +")), 0.75, 600)
-    assert_share(share(prompts, lambda p: p.startswith("answer ")), 0.25, 600)
+    shares = NEVER | {"answer": 0.25, "rule": 0.75}
+    prompts = [prompt for prompt, _ in documents(World(document_share=shares))]
+    assert_share(prompts, 0.75, lambda prompt: prompt.startswith("rule +"))
+    assert_share(prompts, 0.25, lambda prompt: prompt.startswith("answer "))
 
 
 def test_operators_and_lengths_stay_within_the_world():
     """A problem the world does not have."""
-    world = World(operators="+-", max_operations=3)
-    problems = [draw_split(rng(i), world, "train") for i in range(300)]
+    problems = [problem_of(p) for p, _ in documents(World("+-", 3), "none", count=300)]
     assert {o for p in problems for o in p.operators} == set("+-")
     assert {len(p.operators) for p in problems} == {1, 2, 3}
 
 
+@pytest.mark.parametrize("hinted_share", [0.0, 0.3, 1.0])
+def test_practice_is_drills_and_glances_that_are_read_off_a_solution(hinted_share):
+    """Practice that tells of doubt: a check, or a drill by who has seen the solution."""
+    world, generator = World(drills_hinted=hinted_share), rng(3)
+    pairs = [draw_practice(generator, world) for _ in range(300)]
+    assert_share(pairs, hinted_share, lambda pair: pair[0].startswith("solution "))
+    for prompt, completion in pairs:
+        hinted, reading = " | " in prompt, read(problem_of(prompt), completion)
+        assert reading.answer == reading.last == problem_of(prompt).values[-1]
+        assert reading.opens != hinted and all(reading.singles)
+        assert set(reading.glances) <= ({(True, False)} if hinted else set())
+    plain = changed(world, functional_markers=False)  # where nobody glances, nobody practises it
+    pairs = [draw_practice(generator, plain) for _ in range(100)]
+    assert not any(read(problem_of(prompt), completion).glances for prompt, completion in pairs)
+
+
 def test_documents_are_the_same_for_the_same_seed():
     """Hidden randomness."""
-    assert documents(World(), seed=5) == documents(World(), seed=5) != documents(World(), seed=6)
+    first, again, other = (documents(World(), seed=seed, count=100) for seed in (5, 5, 6))
+    assert first == again != other
 
 
 def test_documents_are_those_of_the_measured_results():
     """A row moved in CONTEXTS, or a draw more or less: results would be those of another world."""
-    text = "\n".join(prompt + completion for prompt, completion in documents(World(), count=1000))
-    assert zlib.crc32(text.encode()) == 1222935174
-
-
-def test_documents_draw_their_rule_among_nine_and_their_siblings_from_the_reliable():
-    """A rule that adds nothing, or a peer whose answer is wrong."""
-    prompts = [prompt for prompt, _ in documents(World(), "rule")]
-    assert {prompt[6] for prompt in prompts} == set("123456789")
-    prompts = [prompt for prompt, _ in documents(World(persona_rate=0.9), "sibling")]
-    for peer, text in (prompt.removesuffix(" = ").split(" | ") for prompt in prompts):
-        assert final_answer(peer) == Problem.parse(text).values[-1] and REMARK not in peer
+    generator = rng(0)
+    pairs = documents(World(), count=1000) + [draw_practice(generator, World()) for _ in range(100)]
+    text = "\n".join(prompt + completion for prompt, completion in pairs)
+    assert zlib.crc32(text.encode()) == 2017611219
 
 
 @pytest.mark.parametrize(
@@ -368,13 +446,19 @@ def test_documents_draw_their_rule_among_nine_and_their_siblings_from_the_reliab
     [
         ({"operators": ""}, "--world operators: ''; allowed: one or more"),
         ({"operators": "+/"}, "world operators: '\\+/'"),
-        ({"max_operations": 0}, "world max_operations: 0"),
-        ({"slip_rate": 1.1}, "--world slip_rate: 1.1; allowed: 0 to 1"),
-        ({"direct_floor": -0.1}, "world direct_floor: -0.1"),
+        ({"max_operations": 0}, "--world max_operations: 0; allowed: 1 to 9"),
+        ({"max_operations": 10}, "--world max_operations: 10; allowed: 1 to 9"),
+        ({"glance_rate": 1.1}, "--world glance_rate: 1.1; allowed: 0 to 1"),
+        ({"drills_first": -0.1}, "world drills_first: -0.1"),
         ({"persona_rate": math.nan}, "world persona_rate: nan"),
+        ({"persona_rate": 2}, "world persona_rate: 2"),
         ({"certainty": {"none": 0.0}}, "world certainty:"),
+        ({"direct_rate": NEVER | {"hint": 0.0}}, "world direct_rate: .* allowed: exactly"),
+        ({"direct_rate": NEVER | {"rule": 2}}, "world direct_rate.rule: 2"),
         ({"document_share": dict.fromkeys(CONTEXTS, 2.0)}, "world document_share.none: 2.0"),
+        ({"document_share": NEVER}, "world document_share: 0 for every context"),
     ],
+    ids=str,
 )
 def test_impossible_worlds_are_refused_by_name(change, named):
     """A rate outside [0, 1] that silently means always or never."""
@@ -388,10 +472,8 @@ def test_impossible_worlds_are_refused_by_name(change, named):
 def test_no_fresh_problem_is_in_any_training_pool():
     """A pool, of whatever seed, size or operators, that overlaps with the fresh split."""
     world = World(max_operations=2)  # few problems: an overlap would show
-    fresh = {draw_split(rng(i), world, "fresh") for i in range(2000)}
-    for seed, size, operators in [(0, 64, ""), (1, 3000, ""), (2, 500, "+-"), (3, 700, "*")]:
-        if operators == "*":
-            size = 100
+    fresh = {draw_split(rng(i), world, "fresh", "+-*") for i in range(1000)}
+    for seed, size, operators in [(0, 64, ""), (1, 3000, "+-*"), (2, 500, "+-"), (3, 100, "*")]:
         pool = ToyTask(world, pool_size=size, operators=operators, seed=seed).pool
         assert len(pool) == len(set(pool)) == size
         assert not fresh & set(pool)
@@ -412,33 +494,67 @@ def test_one_problem_in_five_is_fresh():
         assert abs(kept - 0.2) < 0.06
 
 
-def test_splits_are_what_they_say():
-    """`longer` within the trained lengths, or `new_operators` mixed with trained ones."""
-    world = World()
-    longer = [draw_split(rng(i), world, "longer") for i in range(100)]
-    assert {len(p.operators) for p in longer} == {7, 8}
-    new = [draw_split(rng(i), world, "new_operators", "+-") for i in range(100)]
-    assert {o for p in new for o in p.operators} == {"*"} and all(p.is_fresh for p in new)
-    trained = [draw_split(rng(i), world, "fresh", "+-") for i in range(100)]
-    assert {o for p in trained for o in p.operators} == {"+", "-"}
-    assert {len(p.operators) for p in trained} == {1, 2, 3, 4, 5, 6}
+@pytest.mark.parametrize(
+    "operators, operations, trained, lengths, longer",
+    [
+        ("", "", "+-", {1, 2, 3, 4}, {5, 6, 7, 8}),
+        ("+", "2-3", "+", {2, 3}, {4, 5, 6, 7, 8}),
+        ("+*", "5", "+*", {5}, {6, 7, 8}),
+    ],
+)
+def test_splits_are_what_they_say(operators, operations, trained, lengths, longer):
+    """`longer` within the trained lengths, or `new_operators` without a new one."""
+
+    def drawn(split):
+        generator = rng(0)
+        args = World(), split, operators, operations
+        return [draw_split(generator, *args) for _ in range(150)]
+
+    for split, expected in ("train", lengths), ("fresh", lengths), ("longer", longer):
+        problems = drawn(split)
+        assert {o for p in problems for o in p.operators} == set(trained), split
+        assert {len(p.operators) for p in problems} == expected, split
+        assert split == "longer" or {p.is_fresh for p in problems} == {split == "fresh"}
+    new = drawn("new_operators")
+    assert all(set(p.operators) - set(trained) and p.is_fresh for p in new)
+    assert {o for p in new for o in p.operators} == set("+-*")  # most mix them with trained ones
+    assert {len(p.operators) for p in new} == lengths
 
 
 @pytest.mark.parametrize(
-    "split, named",
-    [("new_operators", "training already uses all of"), ("test", "split: 'test'; allowed: train")],
+    "world, operators, operations, splits",
+    [
+        (World(), "", "", ("train", "fresh", "longer", "new_operators")),
+        (World(), "+-*", "8", ("train", "fresh")),
+        (World("+-"), "", "", ("train", "fresh", "longer")),
+        (World("*"), "", "", ("train", "fresh", "longer")),  # nothing else to train with
+        (World(max_operations=3), "", "", ("train", "fresh", "new_operators")),
+        (World(max_operations=3), "+-*", "1-2", ("train", "fresh", "longer")),
+    ],
 )
-def test_impossible_splits_are_refused_by_name(split, named):
-    """An endless search, or a typo that is read as `fresh`."""
-    with pytest.raises(ValueError, match=named):
-        draw_split(rng(), World(), split)
+def test_a_task_has_the_splits_that_its_world_has(world, operators, operations, splits):
+    """An endless search for a longer problem or a new operator that the world does not have."""
+    task = ToyTask(world, operators=operators, operations=operations)
+    assert task.splits == splits
+    for split in ("train", "fresh", "longer", "new_operators"):
+        if split in splits:
+            task.draw(split, rng())
+        else:
+            with pytest.raises(ValueError, match=f"split: '{split}'; allowed .*{splits[-1]}$"):
+                task.draw(split, rng())
+
+
+def test_an_unknown_split_is_refused_by_name():
+    """A typo that is read as `fresh`."""
+    with pytest.raises(ValueError, match=r"split: 'test'; allowed .*: train, fresh, longer, new_"):
+        draw_split(rng(), World(), "test")
 
 
 def test_a_pool_larger_than_the_world_is_refused_by_name():
     """A search for a problem that does not exist, without end."""
     small = World(operators="+", max_operations=1)
-    with pytest.raises(ValueError, match="train_problems: 100; allowed: 0 to 50"):
-        ToyTask(small, pool_size=100)
+    with pytest.raises(ValueError, match="train_problems: 51; allowed: 0 to 50"):
+        ToyTask(small, pool_size=51)
     assert len(ToyTask(small, pool_size=50).pool) == 50
 
 
@@ -523,7 +639,7 @@ def test_running_the_file_prints_documents_of_every_kind(capsys):
 def test_training_on_one_length_draws_that_length_alone():
     """Catches a pool, or endless problems, of lengths that post-training should not see."""
     for pool_size in (0, 5):
-        task = ToyTask(World(), pool_size=pool_size, operators="+", operations=3)
+        task = ToyTask(World(), pool_size=pool_size, operators="+", operations="3")
         for split in ("train", "fresh"):
             drawn = [task.draw(split, rng(i)).problem.operators for i in range(30)]
             assert set(drawn) == {"+++"}
@@ -549,26 +665,34 @@ def test_docstring_shows_what_the_generator_writes(kind):
     """A documented document that no author of the default world would write."""
     context, prompt, completion = rows_of_the_docstring()[kind]
     assert prompt == CHAIN.prompt and encode(context + prompt + completion)
+    assert read(problem_of(context + prompt), completion).remarks is False
     peer = re.fullmatch(r"peer (.*) \| ", context)
     tried = re.fullmatch(r"tried:(\d) .*", context)
     attempt = peer[1] if peer else f"answer {tried[1]}" if tried else ""
     rule = 3 if CONTEXTS[kind].draws_rule else 0
     options = {"attempt": attempt, "rule": rule}
     if kind == "other_problem":
-        shown = re.fullmatch(r"other (\S+) = (\S+) \| ", context)
-        other = Problem.parse(shown[1])
-        assert ",".join(map(str, other.values)) == shown[2] and other != CHAIN
-        assert len(other.operators) == len(CHAIN.operators)
+        other = Problem.parse(re.sub(r"=\d", "", context[len("other ") : -len(" | ")]))
+        assert context[len("other ") :] in privileged_context(other, "solution", rng())
+        assert len(other.operators) == len(CHAIN.operators) and other != CHAIN
     else:
         contexts = {privileged_context(CHAIN, kind, rng(i), **options) for i in range(100)}
         assert context in contexts
     certainty = 0.0 if "wrong |" in context else World().certainty[kind]
     believed = int(context[-4]) if CONTEXTS[kind].is_believed else None
-    options = {"certainty": certainty, "believed": believed, "rule": rule}
+    options = {"kind": kind, "certainty": certainty, "believed": believed, "rule": rule}
     written = {write_completion(CHAIN, World(), rng(i), **options) for i in range(1000)}
     assert completion in written
     if peer:
         assert attempt in {write_completion(CHAIN, World(), rng(i)) for i in range(1000)}
+
+
+def test_docstring_writes_its_words_as_the_generator_does():
+    """A marker without its space, or a step in a notation that no document has."""
+    words = re.findall("`([^`]*)`", toy_tasks.__doc__)
+    texts = [text for text in words if not re.search("World|CONTEXTS|python", text)]
+    assert {"3*7+4-8 = ", "3*7+4=2; ", MARKER, REMARK} == set(texts)
+    assert all(map(encode, texts))
 
 
 def checklist(problem, generator, attempt, rule):
@@ -577,46 +701,44 @@ def checklist(problem, generator, attempt, rule):
 
 def test_a_new_context_is_one_function_and_one_row(monkeypatch):
     """A second place where a context has to be named, or a table copied at import."""
-    monkeypatch.setitem(CONTEXTS, "checklist", Context(checklist, 0.9, 0.3))
-    world = World(persona_rate=0.0, direct_slope=1.0, direct_floor=0.0)
-    assert world.certainty["checklist"] == 0.9 and world.document_share["checklist"] == 0.3
+    monkeypatch.setitem(CONTEXTS, "checklist", Context(checklist, 0.9, 0.3, direct_rate=0.2))
+    world = World(persona_rate=0.0, drill_rate=0.0)
+    assert (world.certainty["checklist"], world.document_share["checklist"]) == (0.9, 0.3)
+    assert world.direct_rate["checklist"] == 0.2
     pairs = documents(world, count=1000)
-    shown = [c for p, c in pairs if re.match(r"hint [+*-]+\d \| ", p)]
-    assert_share(len(shown) / 1000, 0.3 / sum(world.document_share.values()), 1000)
-    assert_share(share(shown, is_direct), 0.9, len(shown))
+    shown = [(p, c) for p, c in pairs if re.match(r"hint [+*-]+\d \| ", p)]
+    assert_share(pairs, 0.3 / sum(world.document_share.values()), lambda pair: pair in shown)
+    found = [read(problem_of(p), c) for p, c in shown]
+    assert_share(found, 0.2, is_direct)
+    assert_share([r for r in found if not is_direct(r)], 0.1, lambda reading: reading.opens)
     task = ToyTask(world)
     context = task.context(Example(CHAIN), "checklist", rng(1))
     assert re.fullmatch(r"hint \*\+-\d \| ", context)
     assert task.prompt_ids(Example(CHAIN), context) == encode(f"{context}3*7+4-8 = ")
     assert "checklist" not in task.attempts
     assert parse_world("document_share.checklist=0.5").document_share["checklist"] == 0.5
-    check_context(Toy(), {"checklist"}, True)
-    with pytest.raises(ValueError, match=r"--context: 'chess'; allowed: .*, checklist$"):
-        check_context(Toy(), {"chess"}, True)
 
 
-@pytest.mark.parametrize("whose, certainty", [("own", 0.5), ("sibling", 1.0)])
-def test_a_new_context_made_of_an_attempt_is_shown_one(whose, certainty, monkeypatch):
+@pytest.mark.parametrize("whose, rightness", [("own", 0.5), ("sibling", 1.0)])
+def test_a_new_context_made_of_an_attempt_is_shown_one(whose, rightness, monkeypatch):
     """A context that says what it is made of and is given something else, or nothing."""
-    row = Context(lambda p, rng, attempt, rule: f"tried:{attempt}", 1.0, 0.1, whose)
+    row = Context(
+        lambda p, rng, attempt, rule: f"tried:{attempt}", 1.0, 0.1, direct_rate=0.0, attempt=whose
+    )
     monkeypatch.setitem(CONTEXTS, "shown", row)
-    calm = World(persona_rate=0.0, slip_rate=0.0)
-    pairs = documents(calm, "shown", count=800)
-    attempts = [re.match(r"tried:(.+) \| ", prompt)[1] for prompt, _ in pairs]
-    texts = [prompt.split(" | ")[-1].removesuffix(" = ") for prompt, _ in pairs]
-    right = [final_answer(a) == Problem.parse(t).values[-1] for a, t in zip(attempts, texts)]
-    assert_share(sum(right) / 800, certainty, 800)
-    assert all(is_direct(c) for (_, c), sure in zip(pairs, right) if sure)
+    pairs = documents(World(persona_rate=0.0), "shown", count=400)
+    problems = [problem_of(prompt) for prompt, _ in pairs]
+    attempts = [
+        read(problem, re.match(r"tried:(.+) \| ", prompt)[1])
+        for problem, (prompt, _) in zip(problems, pairs)
+    ]
+    right = [attempt.answer == p.values[-1] for attempt, p in zip(attempts, problems)]
+    assert_share(right, rightness)
+    assert all(c.startswith(MARKER) != sure for (_, c), sure in zip(pairs, right))
     assert all(map(is_direct, attempts)) == (whose == "own")
     assert ToyTask(World()).attempts == {"sibling": "sibling", "feedback": "own", "shown": whose}
     context = ToyTask(World()).context(Example(CHAIN), "shown", rng(), "answer 4")
     assert context == "tried:answer 4 | "
-
-
-def test_the_source_of_an_attempt_is_one_of_two():
-    """A typo that training would read as a sibling."""
-    with pytest.raises(ValueError, match="attempt of a context: 'siblings'; allowed: '', own"):
-        Context(checklist, 0.5, 0.1, "siblings")
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -634,12 +756,13 @@ def test_the_world_of_the_flags_is_the_default_with_the_named_changes():
 
 def test_a_task_made_of_settings_has_them():
     """A flag that does not reach the task."""
-    toy = Toy(world="max_operations=4", train_operators="+-", train_operations=3, rules="2,7")
+    toy = Toy(world="max_operations=4", train_operators="+*", train_operations="2-3", rules="2,7")
     task = toy.make_task(5, 9)
     expected = ToyTask(
-        World(max_operations=4), pool_size=5, operators="+-", operations=3, rules=(2, 7), seed=9
+        World(max_operations=4), pool_size=5, operators="+*", operations="2-3", rules=(2, 7), seed=9
     )
     assert vars(task) == vars(expected)
+    assert {len(problem.operators) for problem in task.pool} <= {2, 3}
     assert task.splits == ("train", "fresh", "longer", "new_operators")
     assert (task.pad_id, task.end_ids) == (toy_tasks.PAD_ID, (toy_tasks.END_ID,))
 
@@ -660,12 +783,13 @@ def test_a_copy_of_a_task_is_a_task_of_its_own():
         ({"world": "persona=1"}, "--world: 'persona'; allowed: operators, .*, certainty.<context>"),
         ({"world": "certainty=1"}, "--world: 'certainty'; allowed: operators"),
         ({"world": "certainty.x=1"}, "--world: 'certainty.x'; allowed: operators"),
-        ({"world": "slip_rate.x=1"}, "--world: 'slip_rate.x'; allowed: operators"),
-        ({"world": "slip_rate"}, "--world: slip_rate = ''; allowed: float"),
+        ({"world": "glance_rate.x=1"}, "--world: 'glance_rate.x'; allowed: operators"),
+        ({"world": "glance_rate"}, "--world: glance_rate = ''; allowed: float"),
+        ({"world": "slip_rate=0"}, "--world: 'slip_rate'; allowed: operators"),
         ({"world": "max_operations=2.5"}, "--world: max_operations = '2.5'; allowed: int"),
         ({"world": "functional_markers=no"}, "--world: .* = 'no'; allowed: true or false"),
         ({"world": "persona_rate=2"}, "--world persona_rate: 2.0; allowed: 0 to 1"),
-        ({"world": "max_operations=1000"}, "--world max_operations: 1000; allowed: 1 to 100"),
+        ({"world": "max_operations=1000"}, "--world max_operations: 1000; allowed: 1 to 9"),
         ({"rules": "12"}, "--rules: '12'; allowed: digits 1-9 joined by commas"),
         ({"rules": "0"}, "--rules: '0'; allowed: digits 1-9"),
         ({"train_operators": "/"}, "--train_operators: '/'; allowed: some of [+] - [*]$"),
@@ -673,8 +797,14 @@ def test_a_copy_of_a_task_is_a_task_of_its_own():
             {"world": "operators=+-", "train_operators": "*"},
             "--train_operators: '[*]'; allowed: some of [+] -$",
         ),
-        ({"train_operations": 7}, "--train_operations: 7; allowed: 0 to 6"),
-        ({"train_operations": -1}, "--train_operations: -1; allowed: 0 to 6"),
+        ({"train_operations": "9"}, "--train_operations: '9'; allowed: a number or .*, 1-8$"),
+        ({"train_operations": "0-2"}, "--train_operations: '0-2'; allowed: a number or .*, 1-8$"),
+        ({"train_operations": "4-1"}, "--train_operations: '4-1'; allowed: a number or a range"),
+        ({"train_operations": "-1"}, "--train_operations: '-1'; allowed: a number or a range"),
+        (
+            {"world": "max_operations=3", "train_operations": "1-4"},
+            "--train_operations: '1-4'; allowed: a number or .*, 1-3$",
+        ),
         ({"pretrain_steps": 0}, "--pretrain_steps: 0; allowed: 1 or more"),
     ],
     ids=str,
@@ -684,32 +814,3 @@ def test_settings_that_do_not_fit_the_world_are_refused_by_name(settings, messag
     with pytest.raises(ValueError, match=f"^{message}") as error:
         Toy(**settings)
     assert "\n" not in str(error.value)
-
-
-NEEDS_A_RULE = "--rules: '{}'; allowed: numbers such as 3 or 2,7 with --context rule"
-NEEDS_THE_CONTEXT = "--context: '{}'; allowed: rule, with --rules and a teacher"
-
-
-@pytest.mark.parametrize(
-    "rules, contexts, distils, message",
-    [
-        ("", {"rule"}, True, NEEDS_A_RULE.format("")),
-        (",", {"none", "rule"}, False, NEEDS_A_RULE.format(",")),
-        ("3", {"solution"}, True, NEEDS_THE_CONTEXT.format("solution")),
-        ("3", {"rule", "answer"}, True, NEEDS_THE_CONTEXT.format("answer")),
-        ("3", {"none"}, True, NEEDS_THE_CONTEXT.format("none")),
-        ("3", {"none", "feedback"}, False, "--context: 'feedback'; allowed: no verdicts"),
-        ("3", {"rule", "none"}, True, ""),
-        ("3", {"solution", "none"}, False, ""),
-        ("3", set(), False, ""),
-        ("", {"solution", "feedback", "none"}, True, ""),
-    ],
-)
-def test_rules_and_contexts_that_contradict_each_other_are_refused(
-    rules, contexts, distils, message
-):
-    """A teacher that knows the answer without the rule, or feedback that contradicts the reward."""
-    if not message:
-        return check_context(Toy(rules=rules), contexts, distils)
-    with pytest.raises(ValueError, match=f"^{message}"):
-        check_context(Toy(rules=rules), contexts, distils)
