@@ -1,6 +1,6 @@
 """One function and one row: the eight changes that the README shows, each in under ten lines.
 
-No module's source is touched. Every change trains three steps and is seen in what came of them.
+No module's source is touched. Every change trains a few steps and is seen in what came of them.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from toy_tasks import ToyTask, World
 SIZES = Sizes(groups=4, group_size=4, max_new_tokens=12)
 
 
-def trained(method: Method, task=None) -> tuple[list[float], GPT, Teacher]:
-    """Losses of three steps of a model that has learned nothing, the model, and its teacher."""
+def trained(method: Method, task=None, steps=3) -> tuple[list[float], GPT, Teacher]:
+    """Losses of a few steps of a model that has learned nothing, the model, and its teacher."""
     task = task or ToyTask(World(), pool_size=8)
     student = GPT(GPTConfig(vocab_size=len(toy_tasks.VOCABULARY)), torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -27,7 +27,7 @@ def trained(method: Method, task=None) -> tuple[list[float], GPT, Teacher]:
     teacher = Teacher(method, student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.01)
     rng, generator, losses = random.Random(0), torch.Generator().manual_seed(0), []
-    for n in range(1, 4):
+    for n in range(1, steps + 1):
         batch = rollout(method, task, student, teacher, rng, generator, SIZES)
         losses.append(step(method, student, teacher, optimizer, batch)["loss"])
         teacher.update(n)
@@ -74,7 +74,7 @@ def test_an_advantage(monkeypatch):
 
 def test_a_context(monkeypatch):
     """Catches a context that must be named in five places."""
-    backwards = lambda p, rng, attempt, rule: "hint " + ",".join(map(str, p.values[::-1]))  # noqa: E731
+    backwards = lambda p, rng, attempt, rule: "hint " + "".join(map(str, p.values[::-1]))  # noqa: E731
     monkeypatch.setitem(toy_tasks.CONTEXTS, "backwards", toy_tasks.Context(backwards, 0.5, 0.0))
     losses, _, _ = trained(sdpo(context="backwards"))
     assert losses != trained(sdpo())[0]
@@ -128,8 +128,9 @@ def test_a_task(monkeypatch):
     """Catches a loop that knows the toy: a task is a class, and any class will do."""
     monkeypatch.setitem(toy_tasks.TASKS, "reverse", lambda toy, train_problems, seed: Reverse())
     task = toy_tasks.Toy(task="reverse").make_task(train_problems=0, seed=0)
-    losses, _, _ = trained(dataclasses.replace(METHODS["seq_kd"], off_policy="data"), task)
-    assert losses[2] < losses[1] < losses[0]
+    imitation = dataclasses.replace(METHODS["seq_kd"], off_policy="data")
+    losses, _, _ = trained(imitation, task, steps=8)
+    assert max(losses[-2:]) < losses[0]  # by far more than four problems differ from four others
 
 
 @pytest.mark.parametrize("table", ["divergence", "credit", "token_weights", "advantage", "teacher"])
