@@ -123,10 +123,13 @@ def test_a_checkpoint_has_defaults_of_its_own(checkpoint):
     """Catches a checkpoint that is trained with the sizes and the learning rate of the toy."""
     toy, real = settings({}), settings(checkpoint)
     for name, value in hf.CHECKPOINT_DEFAULTS.items():
-        group = "run" if hasattr(real.run, name) else "checkpoint"
+        groups = ("run", "method", "checkpoint")
+        group = next(group for group in groups if hasattr(getattr(real, group), name))
         assert getattr(getattr(real, group), name) == value != getattr(getattr(toy, group), name)
     assert settings(checkpoint, batch_size=16).run.batch_size == 16
-    assert real.method == toy.method == METHODS["sdpo"]
+    assert settings(checkpoint, learning_rate=0.5).method.learning_rate == 0.5
+    rate = {"learning_rate": METHODS["sdpo"].learning_rate}
+    assert dataclasses.replace(real.method, **rate) == toy.method == METHODS["sdpo"]
 
 
 @pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.reward_weight == 1])
@@ -135,7 +138,8 @@ def test_a_policy_gradient_holds_no_second_model_and_needs_no_solutions(name, ch
     method = settings(checkpoint, method=name).method
     student, _ = hf.load(checkpoint["init"])
     assert Teacher(method, student).copies == {} and method.contexts == ["none"]
-    changed = {"teacher": METHODS[name].teacher, "context": METHODS[name].context}
+    changed = {field: getattr(METHODS[name], field)
+               for field in ("teacher", "context", "learning_rate")}
     assert dataclasses.replace(method, **changed) == METHODS[name]
     assert settings({}, method=name).method == METHODS[name]
     assert settings(checkpoint, method=name, context="answer").method.context == "answer"
@@ -253,7 +257,7 @@ def test_a_model_pretrained_by_transformers_answers_there_as_here(tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(start)
     task = ToyTask(World(operators="+", max_operations=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    batches = base.pretrain_batches(task.world, random.Random(0))
+    batches = base.pretrain_batches(toy_tasks.draw_document, task.world, random.Random(0))
     for rows in itertools.islice(batches, 40):
         labels = rows.masked_fill(rows == toy_tasks.PAD_ID, -100)
         model(rows, labels=labels).loss.backward()
