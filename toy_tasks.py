@@ -123,7 +123,7 @@ class Context:
     write: Callable[[Problem, random.Random, str, int], str]  # (problem, rng, attempt, rule): hint
     certainty: float  # these three are the defaults of the tables of `World`
     document_share: float
-    direct_rate: float = 0.5
+    direct_rate: float = 0.62
     attempt: str = ""  # whose completion the hint is made of: "own", "sibling", or "" for none
     draws_rule: bool = False  # documents draw a number 1-9 to add to the answer, else 0
     is_believed: bool = False  # a direct answer is the last digit of the hint, right or wrong
@@ -195,7 +195,7 @@ class World:
     # are unsure: they teach the arithmetic, and nothing about contexts.
     drill_rate: float = 0.2
     drills_first: float = 0.4  # pretraining begins with this share of practice: drills,
-    drills_hinted: float = 0.5  # and in this share of it glances that are read off a solution
+    drills_hinted: float = 0.6  # and in this share of it glances that are read off a solution
     persona_rate: float = 0.01  # share of unreliable authors, whatever the context
     persona_error_rate: float = 0.3  # per single step of an unreliable author; never corrected
     # The probability, drawn anew at each decision, that an author with this context is sure: does
@@ -292,11 +292,12 @@ def draw_document(rng: random.Random, world: World, kind: str | None = None) -> 
 
 def draw_practice(rng: random.Random, world: World) -> tuple[str, str]:
     """(context + prompt, completion) of a document of the first part of pretraining."""
-    problem, context = draw_problem(rng, world.operators, range(1, world.max_operations + 1)), ""
-    text = MARKER + singles(problem)
+    problem = draw_problem(rng, world.operators, range(1, world.max_operations + 1))
+    context, text = "", MARKER + singles(problem)
     if rng.random() < world.drills_hinted:
-        context = privileged_context(problem, "solution", rng)
-        text, _ = write_steps(problem, world, rng, certainty=1.0)
+        context, certainty = privileged_context(problem, "solution", rng), world.certainty["solution"]
+        opens = rng.random() >= certainty
+        text = MARKER * opens + write_steps(problem, world, rng, certainty)[0]
     return context + problem.prompt, f"{text}{ANSWER}{problem.values[-1]}"
 
 # 5. The task that training sees -------------------------------------------------------------------
@@ -459,7 +460,7 @@ class Toy:
     train_operators: str = ""  # operators in post-training; empty: + and -, so that * is new
     train_operations: str = ""  # operations of a problem there, such as 3 or 1-4; empty: 1-4
     rules: str = ""  # numbers to add to the answer, such as 3 or 2,7 (drawn per problem)
-    pretrain_steps: int = 2200  # steps of the base model
+    pretrain_steps: int = 2400  # steps of the base model
 
     def __post_init__(self):
         if self.task not in TASKS:

@@ -151,7 +151,7 @@ def shape_of(size: str) -> GPTConfig:
 
 
 def base_model(
-    world: World, seed: int, *, steps: int = 2200, size: str = "base", device: str = "cpu",
+    world: World, seed: int, *, steps: int = 2400, size: str = "base", device: str = "cpu",
     cache_dir: str = "out/base",
 ) -> tuple[GPT, float]:
     """The pretrained model, from the cache if possible, and the seconds its pretraining took.
@@ -180,7 +180,7 @@ def base_model(
 
 
 def external_base(
-    name: str, world: World, *, steps: int = 2200, device: str = "cpu", cache_dir: str = "out/base"
+    name: str, world: World, *, steps: int = 2400, device: str = "cpu", cache_dir: str = "out/base"
 ) -> tuple[GPT, float]:
     """The base model that --external_teacher names, one for all seeds."""
     size, changes = EXTERNAL_BASES[name]

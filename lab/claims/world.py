@@ -113,7 +113,7 @@ def row_of(words: str, quantity, numbers: list[Runs], must: Statement | None = N
     """A number over the seeds, its interval, and whether its mean is beyond its bound."""
     found = mean_and_interval([float(quantity(runs)) for runs in numbers])
     row = {"words": words, **found, "must": None, "met": None}
-    if must:
+    if must is not None:
         above = must.above is not None
         row["must"] = f"{'>' if above else '<'} {must.above if above else must.below:g}"
         row["met"] = bool(found["mean"] > must.above if above else found["mean"] < must.below)
