@@ -261,6 +261,19 @@ def test_predictions_are_worked_by_hand():
     assert forecast.predictions(turned, pool, "transplant", k=0)["verdict"] == "self-distil"
 
 
+def test_rival_forecasts_are_worked_by_hand():
+    """Catches a drop with its sign turned, a gap the other way round, KL per completion."""
+    columns = {"tokens": [2, 4], "reverse_kl": [1, 0.5], "student_entropy": [3, 5],
+               "teacher_entropy": [1, 2], "student_accuracy_frac": [0, 1],
+               "teacher_accuracy_frac": [1, 1], "student_markers_per_completion": [2, 1],
+               "teacher_markers_per_completion": [0, 1]}
+    x = forecast.table_of({name: torch.tensor(v).float() for name, v in columns.items()})
+    expected = {"reverse_kl_per_token": 0.25, "entropy_drop_per_completion": 2.5, "problems": 2,
+                "initial_gap_frac": 0.5, "marker_change_per_completion": -1, "tokens": 3,
+                "student_accuracy_se_frac": 0.5, "teacher_accuracy_se_frac": 0}
+    assert expected.items() <= {name: round(v, 6) for name, v in x.items()}.items()
+
+
 TINY = ["--pretrain_steps", "1", "--max_new_tokens", "4", "--eval_problems", "6",
         "--train_problems", "8", "--steps", "16", "--batch_size", "32", "--group_size", "4",
         "--device", "cpu"]
