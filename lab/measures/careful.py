@@ -1,5 +1,6 @@
 """What doubt is worth to a model: direct, careful and unchecked completions, and forced glances."""
 
+import dataclasses
 import random
 import re
 from pathlib import Path
@@ -31,7 +32,8 @@ def measure_careful(settings: Settings, folder: Path | None = None) -> dict:
         model = storage.load_student(folder / "student.pt", "--run", settings.device)
     else:
         model = settings.base()
-    probe, numbers = Probe.of(settings, "careful", model), {}
+    endless = dataclasses.replace(settings, train_problems=0)  # no split here is of the pool
+    probe, numbers = Probe.of(endless, "careful", model), {}
     for split in probe.task.splits[1:]:
         numbers |= measure_split(probe, split)
     return numbers | measure_forced(probe)

@@ -69,12 +69,6 @@ def steps_of(problem: Problem, completion: str) -> list[Step]:
     return steps
 
 
-def standing_steps(problem: Problem, completion: str) -> list[Step]:
-    """Those of `steps_of` that are not withdrawn."""
-    steps = steps_of(problem, completion)
-    return [step for step, after in zip(steps, [*steps[1:], None]) if not (after and after.redoes)]
-
-
 def first_wrong_step(problem: Problem, completion: str) -> int | None:
     """Index in `encode(completion)` of the first wrong token of a step that stands, or None.
 
@@ -117,10 +111,10 @@ def worked_from(problem: Problem, place: int, value: int) -> str:
 def force_wrong_step(problem: Problem, completion: str, rng: random.Random) -> str | None:
     """A completion with the result of a single step wrong and all that follows worked from it.
 
-    The step is drawn from the single ones that stand, None if there is none; up to its result
-    every token stays as it was.
+    The step is drawn from the single ones of a faultless completion; up to its result every token
+    stays as it was. None if there is none.
     """
-    singles = [s for s in standing_steps(problem, completion) if s.end == s.place + 1]
+    singles = [s for s in steps_of(problem, completion) if s.end == s.place + 1]
     if not singles:
         return None
     step = rng.choice(singles)

@@ -17,10 +17,20 @@ from lab.flags import run_main
 from lab.measures import __main__ as command
 from lab.measures import formulas, horizon, information, prefixes, rules
 from lab.measures.probe import Probe, Settings
-from lab.measures.steps import first_wrong_step, force_wrong_step, is_faultless
-from toy_tasks import Example, Problem, Toy, ToyTask, encode
+from lab.measures.steps import (
+    first_wrong_step,
+    force_glance,
+    force_wrong_step,
+    is_faultless,
+    right_steps,
+    worked_from,
+)
+from toy_tasks import CONTEXTS, Example, Problem, Toy, ToyTask, World, encode
 
 PROBLEM = Problem.parse("3*7+4-8")  # 3*7=1; 1+4=5; 5-8=7
+
+
+STANDS = "wait 3*7+4=2; wait 3*7=1; 1+4=5; 5-8=7; answer 7"  # a document's checked glance
 
 
 @pytest.mark.parametrize(
@@ -28,53 +38,112 @@ PROBLEM = Problem.parse("3*7+4-8")  # 3*7=1; 1+4=5; 5-8=7
     [
         ("wait 3*7=1; 1+4=5; 5-8=7; answer 7", ""),
         ("answer 3", ""),
-        ("3*7=1; 1+4=6; wait 1+4=5; 5-8=7; answer 7", ""),
+        (STANDS, ""),
+        (STANDS.replace("4=2", "4=5"), ""),
+        ("3*7+4=5; 5-8=7; answer 7", ""),
+        ("3*7=1; 1+4-8=2; wait 1+4=5; 5-8=7; answer 7", ""),
         ("3*7=1; 1+4=6; wait 1+4=8; wait 1+4=5; 5-8=7; answer 7", ""),
+        ("3*7+4-8=2; wait 3*7+4=1; wait 3*7=1; 1+4=5; 5-8=7; answer 7", ""),
         ("3*7=1; wait 3*7=1; 1+4=5; 5-8=7; answer 7", ""),
-        ("3*7=1; 1+4=", ""),
+        ("4*7+4=2; wait 3*7=1; 1+4=", ""),
         ("3*7=1; 1+4=5; 5-8=7; answer 2", ""),
         ("3*7=8; 8+4=2; 2-8=4; answer 4 demo", "3*7="),
         ("wait 3*7=1; 1+4=6; answer 6", "wait 3*7=1; 1+4="),
-        ("3*7=1; 1+4=6; wait 1+4=8; 8-8=0; answer 0", "3*7=1; 1+4="),
-        ("3*7=1; 1+4=6; wait 1+4=8", "3*7=1; 1+4="),
+        ("wait 3*7+4=2; 2-8=4; answer 4", "wait 3*7+4="),
+        ("wait 3*7+4=2; wait 2-8=4; answer 4", "wait 3*7+4="),
+        ("wait 3*7+4=2; 3*7=1; 1+4=5; 5-8=7; answer 7", "wait 3*7+4="),
+        ("3*7=1; 3*7=1; 1+4=5; 5-8=7; answer 7", "3*7=1; "),
+        ("wait 3*7+4=2; wait answer 7", "wait 3*7+4="),
+        ("3*7+4=2; wait 3*7=8; 8+4=2; 2-8=4; answer 4", "3*7+4=2; wait 3*7="),
+        ("3*7+4=5; wait 3*7=1; 1+4=8; 8-8=0; answer 0", "3*7+4=5; wait 3*7=1; 1+4="),
+        ("3*7+4=2; wait 3*7=1; 2-8=4; answer 4", "3*7+4=2; wait 3*7=1; "),
+        ("3*7=1; 1+4=6; wait 1+4=8; 8-8=0; answer 0", "3*7=1; 1+4=6; wait 1+4="),
         ("3*7=8; 8+4=2; wait 3*7=1; 1+4=5; 5-8=7; answer 7", "3*7="),
         ("wait 3*7=1; 1+9=0; 0-8=2; answer 2", "wait 3*7=1; 1+"),
+        ("wait 3*9+4=1; 1-8=3; answer 3", "wait 3*"),
+        ("wait 3*7+6=7; 7-8=9; answer 9", "wait 3*7+"),
+        ("wait 3*7-4=7; 7-8=9; answer 9", "wait 3*7"),
         ("wait 3*7=1; 4+4=8; 8-8=0; answer 0", "wait 3*7=1; "),
-        ("wait 3*7=1; 1-4=7; 7-8=9; answer 9", "wait 3*7=1; 1"),
         ("wait 3*7=1; 5-8=7; answer 7", "wait 3*7=1; "),
         ("3*7=1; 1+4=5; 5-8=7; 7-8=9; answer 9", "3*7=1; 1+4=5; 5-8=7; "),
+        ("3*7+4=5; 5-8+2=9; answer 9", "3*7+4=5; 5-8"),
+        ("3*7+4=5; wait 5-8=8; answer 8", "3*7+4=5; wait 5-8="),
     ],
 )
-def test_first_wrong_step_is_the_first_that_stays_uncorrected(completion, wrong):
-    """Catches corrected slips taken for errors, missed operands, an index in characters."""
+def test_first_wrong_step_is_the_first_that_stands(completion, wrong):
+    """Catches checked glances taken for errors, missed operands, an index in characters."""
     expected = len(encode(wrong)) if wrong else None
     assert first_wrong_step(PROBLEM, completion) == expected
 
 
+def test_faultless_is_every_step_right_and_checks_only_if_asked_for():
+    """Catches a missing step, a marker too many, a remark, and a slip that counts as a check."""
+    assert right_steps(PROBLEM) == ["3*7=1", "1+4=5", "5-8=7"]
+    whole = "3*7+4=5; 5-8=7; answer 7"
+    for text in (whole, f"wait {whole}", "wait 3*7=1; 1+4=5; 5-8=7; answer 7"):
+        assert is_faultless(PROBLEM, text) and is_faultless(PROBLEM, text, checked=True)
+    for text in (STANDS, STANDS.replace("4=2", "4=5"), STANDS.removeprefix("wait ")):
+        assert is_faultless(PROBLEM, text, checked=True) and not is_faultless(PROBLEM, text)
+    for text in (
+        "answer 7", "3*7+4=5; answer 7", whole + " demo", whole.replace("answer 7", "answer 5"),
+        whole.replace("5-8", "wait 5-8"), whole.replace("5-8", "; 5-8"), "3*7+4=2; 2-8=4; answer 4",
+        STANDS.replace("1+4=5; ", ""), "wait " + STANDS,
+    ):
+        assert not is_faultless(PROBLEM, text, checked=True), text
+
+
+NO_DIRECT = dict.fromkeys(CONTEXTS, 0.0)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_forced_step_is_the_first_wrong_one_and_the_rest_follows_from_it(seed):
-    """Catches a forced error at another token than the step's result, or a rest that repairs it."""
+    """Catches a forced error at another token than the step's result, a rest that repairs it, and
+    a glance that is checked all the same."""
     rng = random.Random(seed)
     problem = toy_tasks.draw_problem(rng, "+-*", range(3, 6))
-    world = toy_tasks.World(persona_rate=0.0, direct_floor=0.0, direct_slope=1.0, slip_rate=0)
+    world = World(persona_rate=0.0, direct_rate=NO_DIRECT)
     completion = toy_tasks.write_completion(problem, world, rng)
     forced = force_wrong_step(problem, completion, rng)
     error = first_wrong_step(problem, forced)
-    assert is_faultless(problem, completion)
-    assert not is_faultless(problem, forced)
+    assert is_faultless(problem, completion, checked=True)
+    assert not is_faultless(problem, forced, checked=True)
     before, after = encode(completion), encode(forced)
     assert before[:error] == after[:error]
-    assert before[error] != after[error]
+    assert before[error] != after[error] and toy_tasks.decode(before[error - 1 : error]) == "="
+    assert toy_tasks.decode(before[error - 5 : error - 3]).isdigit() is False  # a single step
     assert forced[forced.rindex("=") + 1] == forced[-1]  # the last value is the answer
+
+
+def test_a_glance_alone_has_no_single_step_to_spoil():
+    """Catches a crash, or a wrong glance that is called a wrong single step."""
+    two = Problem.parse("3*7+4")
+    assert force_wrong_step(two, "3*7+4=5; answer 5", random.Random(0)) is None
+    texts = {force_wrong_step(two, "3*7+4=5; wait 3*7=1; 1+4=5; answer 5", random.Random(seed))
+             for seed in range(40)}
+    wholes = {f"3*7+4=5; wait 3*7={v}; {worked_from(two, 1, v)}" for v in range(10) if v != 1}
+    wholes |= {f"3*7+4=5; wait 3*7=1; 1+4={v}; answer {v}" for v in range(10) if v != 5}
+    assert texts <= wholes and len(texts) > 10
+
+
+def test_a_forced_glance_is_right_or_wrong_and_no_step_follows():
+    """Catches the value of the first operation alone, and a wrong glance that is right by luck."""
+    rng = random.Random(0)
+    assert force_glance(PROBLEM, True, rng) == "wait 3*7+4=5; "
+    wrong = {force_glance(PROBLEM, False, rng) for _ in range(200)}
+    assert wrong == {f"wait 3*7+4={v}; " for v in range(10) if v != 5}
+    assert worked_from(PROBLEM, 2, 9) == "9-8=1; answer 1"
+    assert worked_from(PROBLEM, 3, 9) == "answer 9"
 
 
 def test_without_persona_no_document_has_a_wrong_step():
     """Catches a definition that finds errors in what a reliable author writes."""
-    rng, world = random.Random(0), toy_tasks.World(persona_rate=0.0, slip_rate=0.3)
+    rng, world = random.Random(0), World(persona_rate=0.0, certainty=dict.fromkeys(CONTEXTS, 0.3))
     for _ in range(200):
-        problem = toy_tasks.draw_problem(rng, "+-*", range(1, 7))
-        text = toy_tasks.write_completion(problem, world, rng)
+        problem = toy_tasks.draw_problem(rng, "+-*", range(1, 9))
+        text = toy_tasks.write_completion(problem, world, rng, certainty=0.3)
         assert first_wrong_step(problem, text) is None, (problem.text, text)
+        direct = text.startswith(toy_tasks.ANSWER)
+        assert is_faultless(problem, text, checked=True) is not direct
 
 
 def test_enumerated_entropy_is_that_of_all_completions(world):
@@ -108,7 +177,7 @@ def test_sums_are_those_of_single_rows(monkeypatch):
     probe = probe_of(build_gpt(vocab_size=len(toy_tasks.VOCABULARY)))
     examples = [Example(Problem.parse(text)) for text in ("1+2", "3*7+4-8", "5-5+1")]
     texts = ["3*7=1; answer 1", "answer 3", "wait answer 7"]
-    prompts, completions = probe.prompts(examples, ["", "hint 1 | ", ""]), probe.rows(texts)
+    prompts, completions = probe.prompts(examples, ["", "hint 3*7=1 | ", ""]), probe.rows(texts)
     found = probe.log_probs(prompts, completions)
     for i, total in enumerate(found):
         one = torch.tensor([i])
@@ -124,7 +193,7 @@ def test_the_teacher_of_a_probe_sees_the_solution_and_gets_no_gradient():
     x = probe.compared([Example(PROBLEM)], ["answer 7"], {"kl": minisd.reverse_kl})
     ids, task = [*encode("answer 7"), toy_tasks.END_ID], probe.task
     logits = []
-    for context in ("", "solution 1,5,7 | "):
+    for context in ("", "solution 3*7=1+4=5-8=7 | "):
         prompt = task.prompt_ids(Example(PROBLEM), context)
         logits.append(probe.student(torch.tensor([prompt + ids]))[:, len(prompt) - 1 : -1])
     expected = minisd.reverse_kl(logits[0], logits[1])
@@ -220,7 +289,7 @@ def numbers(value):
 @pytest.fixture(scope="module")
 def tiny(cache_dir):
     """Settings of a moment; the base model has learned next to nothing."""
-    toy = Toy(world="operators=+,max_operations=2,direct_slope=0.5", pretrain_steps=5)
+    toy = Toy(world="operators=+,max_operations=2", pretrain_steps=5)
     return Settings(
         toy=toy, eval_problems=4, max_new_tokens=16, train_problems=16, cache_dir=cache_dir
     )
@@ -255,7 +324,7 @@ def test_measures_are_finite_and_repeat_themselves(tiny, few, measure):
 
 def test_the_horizon_of_completions_with_and_without_errors(tiny, few, monkeypatch):
     """Catches a branch that a base model without one right step never comes to."""
-    world = toy_tasks.World(direct_floor=0.0, direct_slope=1.0, slip_rate=0, persona_rate=0.3)
+    world = World(direct_rate=NO_DIRECT, persona_rate=0.3)
     draw = Probe.draw
 
     def drawn(*arguments) -> Probe:
@@ -268,15 +337,47 @@ def test_the_horizon_of_completions_with_and_without_errors(tiny, few, monkeypat
     monkeypatch.setattr(Probe, "draw", drawn)
     result = horizon.measure_horizon(tiny)
     assert all(map(math.isfinite, numbers(result)))
-    counts = result["cut_counts_forced"]
-    assert counts[0] == counts[1] == 4 and counts == result["cut_counts_unforced"]
-    assert result["cut_counts_natural"][0] > 4
+    assert result["cut_counts_natural"][0] > 4 and result["cut_counts_own"][0] == 4
     assert result["position_completions_correct"] + result["position_completions_incorrect"] == 48
-    for part in ("first", "before", "after"):
-        norms = [result[f"gradient_norm_{part}_{name}"] for name in ("forced", "unforced")]
-        assert min(norms) > 0 and (norms[0] == norms[1]) == (part != "after")
-        assert abs(result[f"gradient_cosine_{part}_forced"]) <= 1
+    for kind in ("", "_step"):
+        counts = result[f"cut_counts_forced{kind}"]
+        assert counts[0] == counts[1] == 4 and result[f"cut_counts_unforced{kind}"][:2] == [4, 4]
+        for part in ("first", "before", "after"):
+            names = [f"{name}{kind}" for name in ("forced", "unforced")]
+            norms = [result[f"gradient_norm_{part}_{name}"] for name in names]
+            assert min(norms) > 0 and (norms[0] == norms[1]) == (part != "after")
+            assert abs(result[f"gradient_cosine_{part}_forced{kind}"]) <= 1
     assert result["gradient_groups"] == 6
+
+
+def test_forced_completions_differ_from_the_others_in_what_is_wrong():
+    """Catches a wrong glance that is checked or comes right, and pairs of different problems."""
+    probe = probe_of(build_gpt(vocab_size=len(toy_tasks.VOCABULARY)))
+    problems = [Problem.parse(text) for text in ("3*7+4-8", "5-2", "2*0*3", "1+2+3+4")]
+    probe.examples = [Example(p) for p in problems] * 3
+    examples, right, wrong = horizon.forced_glances(probe)
+    assert {e.problem for e in examples} == {problems[0], problems[2], problems[3]}
+    for example, sound, spoilt in zip(examples, right, wrong):
+        assert is_faultless(example.problem, sound)
+        assert first_wrong_step(example.problem, spoilt) == 7
+        ids, others = encode(spoilt), encode(sound)
+        assert ids[:7] == others[:7] and ids[7] != others[7]
+        assert len(ids) == len(others) and spoilt.count("wait") == 1
+        assert probe.task.reward(spoilt, example) == 0
+    texts = [STANDS, "wait 3*7=1; answer 7", "3*7+4=5; 5-8=7; answer 7", "answer 7"]
+    rows = [(Example(PROBLEM), text, 1.0) for text in texts]
+    examples, right, wrong = horizon.forced_steps(probe, rows)
+    assert sorted(right) == [texts[2], texts[0]]
+    assert all(first_wrong_step(PROBLEM, text) is not None for text in wrong)
+
+
+@pytest.mark.parametrize("operations, lengths", [("", {3, 4}), ("1-2", {2}), ("1", {1})])
+def test_long_problems_are_training_problems(operations, lengths):
+    """Catches fresh problems, and an endless search where training has none of three."""
+    task = ToyTask(World(), operations=operations)
+    problems = horizon.long_problems(task, random.Random(0), 60)
+    assert {len(p.operators) for p in problems} == lengths
+    assert not any(p.is_fresh for p in problems) and "*" not in "".join(p.text for p in problems)
 
 
 # Rules --------------------------------------------------------------------------------------------
@@ -296,7 +397,7 @@ def test_the_means_of_teachers_worked_by_hand():
 
 def test_shares_count_every_rule_on_every_problem():
     """Catches hits that are counted for the rule of the example alone."""
-    task = ToyTask(toy_tasks.World(), rules=(2, 2, 7))
+    task = ToyTask(World(), rules=(2, 2, 7))
     examples = [Example(PROBLEM, rule) for rule in (2, 2, 7, 7)]  # answers 9, 9, 4, 4
     texts = ["answer 9", "answer 4", "answer 9", "answer 7"]
     completions = minisd.Completions.of([encode(text) for text in texts], task.pad_id)
@@ -358,6 +459,9 @@ WRONG = [
     ("horizon --out x --eval_problems 3", "--eval_problems: '3'; allowed: not with horizon"),
     ("horizon --out x --world persona_rate=2", "--world"),
     ("estimators --out x --context none", "--context: 'none'"),
+    ("careful --out x --run nowhere", "--run: 'nowhere'"),
+    ("careful --out x --run y --seed 1", "--seed: '1'; allowed: not with careful --run, only"),
+    ("information --out x --run y", "--run: 'y'; allowed: not with information"),
     ("rules --out x", "--run"),
     ("rules --out x --run nowhere", "--run: 'nowhere'"),
     ("signal --out x --device abacus", "--device: 'abacus'"),
