@@ -13,6 +13,7 @@ from minisd import GPT, METHODS, GPTConfig, Method, Teacher
 from toy_tasks import Problem, Toy
 
 PROBLEM = Problem.parse("3*7+4-8")  # 1, 5, 7
+SOLUTION = "solution 3*7=1+4=5-8=7 | "
 BY_OTHER = Method(teacher="external")  # the solution is shown to another model
 
 
@@ -36,7 +37,7 @@ def test_the_numbers_are_those_of_student_and_teacher_on_the_same_completion():
     ids = [*toy_tasks.encode("wait 3*7=1; answer 1"), toy_tasks.END_ID]
     with torch.no_grad():
         p = plain_log_probs(untrained(0), toy_tasks.encode("3*7+4-8 = "), ids)
-        q = plain_log_probs(untrained(1), toy_tasks.encode("solution 1,5,7 | 3*7+4-8 = "), ids)
+        q = plain_log_probs(untrained(1), toy_tasks.encode(f"{SOLUTION}3*7+4-8 = "), ids)
     chosen = torch.tensor(ids)[:, None]
     own_p, own_q = (log_probs.gather(1, chosen)[:, 0] for log_probs in (p, q))
     demo = toy_tasks.TOKEN_ID[toy_tasks.REMARK]
@@ -52,24 +53,25 @@ def test_the_numbers_are_those_of_student_and_teacher_on_the_same_completion():
         tops = [toy_tasks.VOCABULARY[i].strip() for i in log_probs.argmax(-1).tolist()]
         assert x.values[f"{who}_top"] == tops
     assert len(x.tokens) == len(ids) and x.tokens[-1] == "<end>" and not x.right
-    assert x.contexts == {"student": "", "teacher": "solution 1,5,7 | "}
+    assert x.contexts == {"student": "", "teacher": SOLUTION}
 
 
 WRONG = {  # completion: index of the token that is the first wrong value
     "wait 3*7=1; 1+4=5; 5-8=7; answer 7": None,
     "wait 3*7=1; 1+4=6; 6-8=8; answer 8": 11,
     "3*7=1; 1+4=6; 6-8=8; answer 8 demo": 10,
-    "wait 3*7=1; 1+4=6; wait 1+4=5; 5-8=7; answer 7": None,
-    "wait 3*7=1; 1+4=6; wait 1+4=8; 8-8=0; answer 0": 11,
+    "wait 3*7+4=2; wait 3*7=1; 1+4=5; 5-8=7; answer 7": None,
+    "wait 3*7+4=2; 2-8=4; answer 4": 7,
+    "3*7+4=5; wait 3*7=1; 1+4=8; 8-8=0; answer 0": 19,
     "wait 3*7=1; 1+4=5; 5-8=7; answer 2": 20,
-    "wait 3*7=2; wait 3*7=1; 1+4=5; 5-8=8; answer 8": 24,
+    "wait 3*7+4=2; wait 3*7=1; 1+4=5; 5-8=8; answer 8": 26,
     "wait 3*7=1; 1+4=": None,
 }
 
 
 @pytest.mark.parametrize("completion, token", WRONG.items(), ids=str)
 def test_the_first_wrong_step_is_marked(completion, token):
-    """Catches a slip that counts although it was corrected, and a rule in front of another row."""
+    """Catches a glance that counts although it was checked, and a rule in front of another row."""
     assert microscope.first_wrong_value(PROBLEM, completion) == token
     x = look(completion)
     lines = microscope.inspection_table(x).splitlines()
@@ -86,7 +88,7 @@ def test_a_beginning_is_continued_by_the_student_as_the_seed_says():
     texts = [look("wait 3*7=1; ", seed=seed, max_new_tokens=20).completion for seed in (3, 3, 4)]
     assert all(text.startswith("wait 3*7=1; ") for text in texts)
     assert texts[0] == texts[1] != texts[2]
-    assert look("", max_new_tokens=5).completion != look("", max_new_tokens=5, seed=1).completion
+    assert look("", max_new_tokens=9).completion != look("", max_new_tokens=9, seed=2).completion
 
 
 def test_every_context_and_every_target_can_be_looked_at():
@@ -98,7 +100,7 @@ def test_every_context_and_every_target_can_be_looked_at():
     for context in ("answer", "partial", "sibling", "other_problem", "wrong"):
         assert look("answer 7", Method(context=context)).contexts["teacher"].endswith(" | ")
     two = Method(target=((0.5, "frozen", "answer"), (0.5, "live", "solution")))
-    assert look("answer 7", two).contexts["teacher"] == "answer 7 |  and solution 1,5,7 | "
+    assert look("answer 7", two).contexts["teacher"] == f"answer 7 |  and {SOLUTION}"
     hinted = look("answer 7", Method(student_context="answer", reward_weight=1.0))
     assert hinted.contexts["student"] == "answer 7 | "
 

@@ -9,7 +9,7 @@ import torch
 import minisd
 import toy_tasks
 from lab import sdpo_by_hand
-from lab.sdpo_by_hand import GROUP, step_by_hand, train
+from lab.sdpo_by_hand import GROUP, TOKENS, step_by_hand, train
 from toy_tasks import ToyTask, World
 
 
@@ -34,7 +34,7 @@ def test_its_loss_and_gradient_are_those_of_step(monkeypatch):
     method = minisd.METHODS["sdpo"]
     teacher = minisd.Teacher(method, student)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
-    sizes = minisd.Sizes(groups=3, group_size=GROUP)
+    sizes = minisd.Sizes(groups=3, group_size=GROUP, max_new_tokens=TOKENS)
     rng, generator = random.Random(3), torch.Generator().manual_seed(3)
     batch = minisd.rollout(method, task, student, teacher, rng, generator, sizes)
     kept = []
@@ -48,6 +48,7 @@ def test_its_loss_and_gradient_are_those_of_step(monkeypatch):
 def test_it_trains(capsys, monkeypatch):
     """Catches a script that only looks as if it learned."""
     monkeypatch.setattr(sdpo_by_hand, "PROBLEMS", 1)
+    monkeypatch.setattr(sdpo_by_hand, "TOKENS", 8)
     student = far_from_uniform()
     start = student.lm_head.weight.clone()
     train(student, ToyTask(World(), pool_size=8), steps=10)
