@@ -53,7 +53,7 @@ def train(student: GPT, task: ToyTask, steps: int, seed: int = 0) -> None:
         with torch.no_grad():
             for ours, theirs in zip(teacher.parameters(), student.parameters()):
                 ours.lerp_(theirs, RATE)
-        if n % 10 == 0:
+        if n == 1 or n % 10 == 0:
             sizes = Sizes(max_new_tokens=TOKENS)
             fresh = evaluate(task, student, "fresh", count=256, seed=seed, sizes=sizes).means
             print(f"step {n:3}  loss {loss:.3f}  fresh problems right {fresh['accuracy_frac']:.2f}")

@@ -54,6 +54,16 @@ def test_the_marker_is_never_picked_where_it_is_banned():
         assert torch.equal(found, expected + (expected >= TOKEN_ID[MARKER]))
 
 
+def test_what_picks_the_tokens_gets_to_the_model():
+    """Catches a ban that the sampler never hears of."""
+    probe, five = probe_of(), TOKEN_ID["5"]
+    texts, _ = probe.go_on(
+        probe.student, [Example(PROBLEM)] * 2, prefixes=[encode(MARKER)] * 2,
+        pick=lambda logits, uniform, temperature: torch.full_like(uniform, five).long(),
+    )
+    assert texts == [MARKER + "5" * TINY.max_new_tokens] * 2
+
+
 def test_a_split_is_written_freely_carefully_and_without_doubt(asked, monkeypatch):
     """Catches glances of the forced opening that count, a single step taken for a glance, a check
     that belongs to another glance, and a marker that is banned before it is forced."""

@@ -371,6 +371,43 @@ def test_forced_completions_differ_from_the_others_in_what_is_wrong():
     assert all(first_wrong_step(PROBLEM, text) is not None for text in wrong)
 
 
+def test_gradients_are_those_of_the_tokens_before_and_after_the_wrong_one(monkeypatch):
+    """Catches the prediction of the wrong token on both sides or on neither, and padding."""
+    probe, means = probe_of(build_gpt(vocab_size=len(toy_tasks.VOCABULARY))), []
+
+    def gradients(values, model) -> list:
+        means.extend(value.item() for value in values)
+        return [torch.tensor([3.0, 4.0])] * len(values)
+
+    monkeypatch.setattr(horizon, "flat_gradients", gradients)
+    examples, texts = [Example(PROBLEM)] * 2, ["wait 3*7+4=2; 2-8=4; answer 4", "3*7=8; answer 8"]
+    reward = torch.tensor([6.0, 8.0])
+    found = horizon.horizon_gradients(probe, "forced", examples, texts, [7, 4], reward)
+    assert found["gradient_cosine_after_forced"] == pytest.approx(1)
+    assert found["gradient_norm_after_forced"] == 5
+    rows = [x[: len(encode(text)) + 1].tolist() for x, text in
+            zip(probe.compared(examples, texts)["divergence"], texts)]
+    parts = [row[:1] for row in rows], [rows[0][1:8], rows[1][1:5]], [rows[0][8:], rows[1][5:]]
+    expected = [sum(map(sum, part)) / sum(map(len, part)) for part in parts]
+    assert means == pytest.approx(expected, abs=1e-9)
+
+
+def test_own_completions_begin_with_the_first_token_of_the_forced_ones(monkeypatch):
+    """Catches a teacher that answers at once, so that there is nothing to cut."""
+    probe, begun = probe_of(build_gpt(vocab_size=len(toy_tasks.VOCABULARY))), []
+
+    def go_on(probe, model, examples, contexts=None, prefixes=None):
+        begun.append((contexts, prefixes))
+        return [STANDS] * len(examples), torch.ones(len(examples))
+
+    monkeypatch.setattr(Probe, "go_on", go_on)
+    forced = ([Example(PROBLEM)], [STANDS], ["wait 3*7+4=2; 2-8=4; answer 4"])
+    found = horizon.read_own(probe, forced)
+    assert begun[0] == (["solution 3*7=1+4=5-8=7 | "], [encode("wait ")])
+    assert found["cut_counts_own"] == [1, 1, 1, 0, 0] and found["teacher_own"][:3] == [1.0] * 3
+    assert [ids for _, ids in begun[1:]] == [[encode(STANDS)[:cut] for cut in (7, 8, 14)]] * 2
+
+
 @pytest.mark.parametrize("operations, lengths", [("", {3, 4}), ("1-2", {2}), ("1", {1})])
 def test_long_problems_are_training_problems(operations, lengths):
     """Catches fresh problems, and an endless search where training has none of three."""
