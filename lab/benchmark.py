@@ -41,7 +41,7 @@ from lab.flags import OneLineParser, run_main
 from lab.report import save_figure
 from lab.runs import ROOT, in_parallel
 from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Prompts, Sizes, Teacher
-from toy_tasks import ToyTask, World, draw_document
+from toy_tasks import Toy, ToyTask, World, draw_document
 
 PROMPT_TOKENS = 12  # of random prompts; about that of the toy's
 SHAPES = {  # name: shape, batch sizes, new tokens, and the aim against transformers
@@ -73,7 +73,7 @@ class Amount:
     sizes: Sizes = field(default_factory=lambda: Sizes(max_new_tokens=96))
     toy_batches: tuple[int, ...] = (32, 128, 512)
     shapes: dict = field(default_factory=lambda: SHAPES)
-    pretrain_steps: int = 2800
+    pretrain_steps: int = Toy.pretrain_steps
     seeds: int = 5
     run_flags: tuple[str, ...] = ("--steps", "20", "--pretrain_steps", "300")
     memory: dict = field(default_factory=lambda: MEMORY)
