@@ -237,6 +237,31 @@ def test_attempts_settle_where_what_is_written_no_longer_changes():
     assert all(row.contexts == {"verdict": "92"} for row in rows)  # others look at them, too
 
 
+@pytest.mark.parametrize("kind, rounds", [("verdict", forecast.SETTLING), ("hint", 1)])
+def test_only_the_corrected_law_and_only_own_attempts_settle(kind, rounds):
+    """Catches the plain law behind contexts of no student there is, and rounds that are skipped."""
+    look, authors = look_at(Digits(), kind), []
+
+    def write(who, *rest):
+        authors.append(who)
+        return Look.write(look, who, *rest)
+
+    object.__setattr__(look, "write", write)
+    rows, uniforms = forecast.students_rows(look, [2, 5, 7], random.Random(0), "c")
+    forecast.compared(look, rows, uniforms, random.Random(0))
+    assert authors == ["teacher", "transplant", *["corrected"] * rounds]
+
+
+def test_fresh_numbers_are_of_fresh_problems_and_the_pools_of_training_problems():
+    """Catches a forecast for new problems that is made on those of the pool."""
+    task = Digits()
+    task.draw = lambda split, rng: {"fresh": 2, "train": 3}[split]
+    task.measures = lambda text, example: {"accuracy_frac": float(example == 2)}
+    x = forecast.forecast(look_at(task, "hint"), count=3, seed=0, visits=8.0)
+    assert x["fresh"]["student_accuracy_frac"] == x["predicted_fresh_accuracy_frac"] == 1
+    assert x["pool"]["student_accuracy_frac"] == x["predicted_pool_accuracy_frac"] == 0
+
+
 # Numbers ------------------------------------------------------------------------------------------
 
 
@@ -309,6 +334,20 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
         for split in ("fresh", "pool"):
             assert {"initial_gap_frac", "entropy_drop_per_completion", "reverse_kl_per_token",
                     "marker_change_per_completion", "teacher_accuracy_frac"} <= x[split].keys()
+
+
+def test_a_group_is_written_where_a_sibling_is_shown_and_nowhere_else(tmp_path, monkeypatch):
+    """Catches a sibling that is looked for among one, and eight times the work for nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(forecast, "base_model", lambda *a, **how: (None, 0.0))
+
+    def look_only(look, **how):
+        raise ValueError(f"{look.context} {look.sizes.group_size}")
+
+    monkeypatch.setattr(forecast, "forecast", look_only)
+    for kind, size in (("sibling", 4), ("feedback", 1), ("solution", 1)):
+        with pytest.raises(ValueError, match=f"^{kind} {size}$"):
+            forecast.main([*TINY, "--context", kind])
 
 
 def test_the_share_of_a_verdict_on_the_own_attempt_is_nothing_in_the_corrected_law():
