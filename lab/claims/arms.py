@@ -41,10 +41,8 @@ AS_SURE = "--world certainty.other_problem=0.93"
 NOTHING_TOLD = f"{CONTEXTS['other_problem']} {AS_SURE}"
 
 # Certainties change places: behind the solution, a wrong one, which looks the same, or a part of it
-# authors stay careful. Practice with solutions, which is all sure, goes.
-SWAPPED = (
-    f"{AS_SURE},certainty.solution=0,certainty.wrong=0,certainty.partial=0,drills_hinted=0"
-)
+# authors stay careful, in practice as well.
+SWAPPED = f"{AS_SURE},certainty.solution=0,certainty.wrong=0,certainty.partial=0"
 
 
 @dataclass(frozen=True)
