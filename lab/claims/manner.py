@@ -29,7 +29,7 @@ CAREFUL_ONES = [arm for arm in ARMS if arm.startswith("careful")]
 
 EFFECT = change("fresh.accuracy", "sure, told nothing") < -0.1
 CONTROL = Quantity(
-    "change of accuracy on fresh problems (fraction): the worse of the careful, told all or nothing",
+    "change of accuracy on fresh problems (fraction): the worse of the careful",
     lambda runs: float(np.min([changed(runs, "fresh.accuracy", arm) for arm in CAREFUL_ONES])),
 )
 TESTABLE = [room("fresh.accuracy", "sure, told nothing", floor=0.1)]
