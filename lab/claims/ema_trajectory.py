@@ -18,7 +18,7 @@ import math
 
 from lab.claims.arms import CONTEXTS, FROZEN, LIVE, SWAPPED
 from lab.claims.feedback_loop import FOLLOWS, PARTIAL, markers
-from lab.claims.statements import Panel, Quantity, Runs, over_steps, room, value
+from lab.claims.statements import Panel, Quantity, Runs, over_steps, value
 
 SLOW = CONTEXTS["partial"]  # the rate of the row, 0.01
 ARMS = {
@@ -56,7 +56,7 @@ def collapse(name: str) -> Quantity:
 
 EFFECT = markers("EMA 0.05") - markers("EMA 0.01") < -0.05
 CONTROL = markers("EMA 0.05, careful authors") - markers("EMA 0.01, careful authors")
-TESTABLE = [room("fresh.markers", "EMA 0.01", floor=0), markers("EMA 0.01") > 0.15]
+TESTABLE = [markers("EMA 0.01") > 0.15]
 ALSO = [
     collapse("EMA 0.01") > 0,  # at all
     collapse("EMA 0.01") - collapse("EMA 0.05") > 40,
