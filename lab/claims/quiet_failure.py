@@ -69,5 +69,5 @@ PANELS = [
             "on training problems (fraction)": over_steps("curve.train.accuracy", arm),
         },
     )
-    for arm, title in (("sdpo", "self-distillation"), ("sdpo, no function", "markers without a function"))
+    for arm, title in zip(ARMS, ("self-distillation", "the same, markers without a function"))
 ]
