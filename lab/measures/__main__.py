@@ -13,8 +13,8 @@ come to them.
 The others look at the base model and train nothing. information: what a context tells. horizon,
 prefixes: teachers on prefixes of the student. estimators: bias and noise of gradients of the KL.
 signal: the first gradients of methods against that of the reward. remark: whether a teacher
-expects the closing remark after an answer that its context contradicts. traces: what the model writes
-with each context in view.
+expects the closing remark after an answer that its context contradicts. traces: what the model
+itself writes with each context in view.
 """
 
 import argparse
