@@ -3,7 +3,7 @@
 Source: a post of April 2026, after Kim et al. 2603.24472.
 
 Published: self-distillation can silently strip away the capacity to act on doubt while the training
-loss looks great (the post's title; no curves).
+loss looks great (the post; no curves).
 
 Predicted: Only those stretches of ten steps count in which the loss fell: over them accuracy on
 fresh problems loses at least 10 points in all. Where the markers have no function it does not,
