@@ -18,7 +18,7 @@ EFFECT = change("fresh.accuracy", "sdpo") < -0.1
 CONTROL = change("fresh.accuracy", "sdpo, no function")
 TESTABLE = [room("fresh.accuracy", "sdpo", floor=0.1)]
 ONCE = {"grpo": GRPO, "looked at": MeasuredRun("careful", SDPO)}
-OPENED = "accuracy on fresh problems, completions made to open with wait (fraction; base: 0.9 or more)"
+OPENED = "accuracy on fresh problems behind a forced wait (fraction; base: 0.9 or more)"
 ALSO = [
     change("fresh.markers", "sdpo") < -0.4,
     change("fresh.tokens", "sdpo") < -3,
