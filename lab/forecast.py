@@ -68,8 +68,8 @@ def transplant_sureness(student: Tensor, teacher: Tensor, classes: Tensor) -> Te
     """As `transplant`, (B, V), but how sure one is within a class belongs to the manner, too.
 
     In each class the student's likeliest token gets the teacher's largest probability, and so on.
-    Where the manner is that of bad authors the student doubts what it knows. Training removes such
-    doubt and leaves the ranking. What it cannot know it guesses as surely.
+    Where the manner is that of bad authors the student doubts what it knows. The guess is that
+    training takes this doubt and leaves the ranking; what it cannot know it then guesses as surely.
     """
     log_p, log_q = minisd.log_softmax(student), minisd.log_softmax(teacher)
 
