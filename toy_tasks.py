@@ -295,9 +295,9 @@ def draw_practice(rng: random.Random, world: World) -> tuple[str, str]:
     problem = draw_problem(rng, world.operators, range(1, world.max_operations + 1))
     context, text = "", MARKER + singles(problem)
     if rng.random() < world.drills_hinted:
-        context, certainty = privileged_context(problem, "solution", rng), world.certainty["solution"]
-        opens = rng.random() >= certainty
-        text = MARKER * opens + write_steps(problem, world, rng, certainty)[0]
+        context, sure = privileged_context(problem, "solution", rng), world.certainty["solution"]
+        opens = rng.random() >= sure
+        text = MARKER * opens + write_steps(problem, world, rng, sure)[0]
     return context + problem.prompt, f"{text}{ANSWER}{problem.values[-1]}"
 
 # 5. The task that training sees -------------------------------------------------------------------

@@ -300,7 +300,7 @@ class Forecast:
     batch_size: int = 128  # completions per step of that training
     group_size: int = 8  # of them of one problem; a sibling is looked for among so many
     eval_problems: int = 512  # problems of each split that are sampled
-    max_new_tokens: int = 64  # length limit of a completion, tokens
+    max_new_tokens: int = 96  # length limit of a completion, tokens
     device: str = "auto"  # auto, cpu, cuda or mps
     threads: int = 1  # CPU threads; 0: as PyTorch decides
     out_dir: str = "out/forecast"  # where forecast.json goes

@@ -319,9 +319,9 @@ def test_a_claim_that_is_no_experiment_is_refused(change, words):
 
 def test_the_kept_results_are_those_of_the_claims_as_they_stand():
     """Catches a prediction, bound or verdict rule that was changed after its runs."""
+    if not (RESULTS / "claims.json").exists():
+        pytest.skip("the claims of this edition have not been run yet")
     kept = json.loads((RESULTS / "claims.json").read_text())
-    if isinstance(kept, dict):
-        pytest.skip("the results are those of the first edition")
     text = (RESULTS / "claims.md").read_text()
     assert [row["claim"] for row in kept] == list(CLAIMS)
     for row in kept:

@@ -60,13 +60,16 @@ WORLDS = [
     "persona_rate=0", "persona_rate=nan", "persona_rate", "=", "x=1", "certainty=1", "certainty.",
     "a=b=c", "certainty.none=2", "certainty.none.none=0", "functional_markers=2",
     "functional_markers=false", "max_operations=0", "max_operations=2", "max_operations=1e3",
-    "direct_slope=-1", "operators=", "operators=/", "operators=+", f"max_operations={10**30}",
+    "glance_rate=-1", "direct_rate.none=2", "drills_hinted=", "operators=", "operators=/",
+    "operators=+", f"max_operations={10**30}",
     ",".join(f"document_share.{kind}=0" for kind in toy_tasks.CONTEXTS),
 ]
 FOLDERS = ["file", "other", "missing", "file/below", "run", "finished", "older"]
 BY_NAME = {  # values of which some are right, so that what stands behind them is reached
     "world": WORLDS, "rules": ["3", "2,7", "0", "10", "+"],
-    "train_operators": ["+", "+-", "*", "/"], "out_dir": FOLDERS, "resume": FOLDERS,
+    "train_operators": ["+", "+-", "*", "/"],
+    "train_operations": ["1", "1-4", "2-3", "4-1", "0", "9", "1-", "3-9"],
+    "out_dir": FOLDERS, "resume": FOLDERS,
     "data": ["data.jsonl", "file", "other"], "context": list(toy_tasks.CONTEXTS),
     "method": [*minisd.METHODS, "list"], "device": ["cpu", "auto"],
     **{name: list(table) for name, table in {

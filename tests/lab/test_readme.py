@@ -25,9 +25,10 @@ def test_its_methods_are_those_of_the_table():
 
 def test_its_verdicts_are_those_that_are_kept():
     """Catches a claim that is called reproduced on the front page and is not."""
-    rows = json.loads((ROOT / "lab/results/claims.json").read_text())
+    path = ROOT / "lab/results/claims.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
     said = dict(re.findall(r"^- `(\w+)`, \*\*([a-z ]+)\*\*", README, re.MULTILINE))
-    assert said == {name: row["verdict"] for name, row in rows.items()}
+    assert said == {row["claim"]: row["verdict"] for row in rows}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
