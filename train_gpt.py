@@ -243,15 +243,15 @@ def begin(settings: Settings, task: Task, student: GPT, device: torch.device, lo
     method, toy = settings.method, not settings.checkpoint.init
     with distributed.gathered(student):
         log.checks(report.start_up_checks(method, task, student, settings.sizes, toy=toy))
-    before = None
+    looking = Method(teacher="live", context=method.context, reward_weight=1.0)
+    prepared = method.warm_start_steps or settings.has_external
+    before = evaluated(settings, task, Teacher(looking, student)) if prepared else None
     if method.warm_start_steps:
-        looking = Method(teacher="live", context=method.context, reward_weight=1.0)
-        before = evaluated(settings, task, Teacher(looking, student))
         warm_start(settings, task, student, device)
     external = external_teacher(settings, task, student, device) if settings.has_external else None
     state = new_state(settings, method, student, "post-training", external)
     at_start = evaluated(settings, task, state.teacher)
-    before = before or at_start  # the weights are still the same
+    before = before or at_start  # the same weights, of student and teacher
     log.evaluation(0, at_start, task)
     notes = {"before": {name: e.means for name, e in before.items()}, "train_s": 0.0}
     notes["samples"] = report.chosen(before[report.main_split(before)], task)
