@@ -5,7 +5,7 @@ The same examples in every run. A failure prints the smallest example that it co
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reading import read
 
@@ -146,6 +146,8 @@ def test_splits_of_any_world_are_what_they_say(seed, world, operators, low, data
 
 @laws
 @given(st.text(st.sampled_from("0123489-\u0663 ,"), max_size=5) | st.text(max_size=5))
+@example("\u0663")
+@example("9" * 5000)
 def test_operations_are_a_range_or_are_refused(text):
     """Catches a range that is read as another one: turned round, of other scripts, half."""
     try:
