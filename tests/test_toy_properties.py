@@ -12,7 +12,7 @@ from reading import read
 import toy_tasks
 
 # max_examples: of each law, so that the file takes seconds.
-laws = settings(derandomize=True, database=None, deadline=None, max_examples=80)
+laws = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
 TOKENS = st.lists(st.sampled_from(toy_tasks.VOCABULARY[2:]), max_size=12)
 DIGITS = st.integers(0, 9)

@@ -56,7 +56,7 @@ def changed(world, **changes):
     return dataclasses.replace(world, **changes)
 
 
-def documents(world, kind=None, count=400, seed=0):
+def documents(world, kind=None, count=250, seed=0):
     generator = rng(seed)
     return [draw_document(generator, world, kind) for _ in range(count)]
 
@@ -221,7 +221,7 @@ def test_an_unknown_context_is_refused(refused):
 @pytest.mark.parametrize("kind", CONTEXTS)
 def test_reliable_authors_answer_what_their_context_says(kind):
     """A generator whose documents contradict themselves, or steps of another problem."""
-    for prompt, completion in documents(CALM, kind, count=200):
+    for prompt, completion in documents(CALM, kind, count=120):
         problem, context = problem_of(prompt), prompt.split(" | ")[:-1]
         reading = read(problem, completion)
         assert all(reading.singles) and all(right or checked for right, checked in reading.glances)
@@ -268,7 +268,7 @@ def test_certainty_is_drawn_anew_at_every_decision():
 @pytest.mark.parametrize("certainty", [0.0, 0.4, 1.0])
 def test_who_is_not_sure_checks_and_half_of_what_is_checked_is_wrong(certainty):
     """Checks that tell right from wrong: an author would know what only the checks can show."""
-    found = glances(changed(STEPS, certainty={"answer": certainty}), "answer", count=800)
+    found = glances(changed(STEPS, certainty={"answer": certainty}), "answer", count=400)
     assert_share(found, 1 - certainty, lambda glance: glance[1])
     assert all(right for right, checked in found if not checked)
     if certainty < 1:
@@ -346,7 +346,7 @@ def test_direct_rate_switches_direct_answers_of_its_context_alone(kind):
     """A rate that is read from the row of another context."""
     for rate, others in ((0.4, 0.0), (0.0, 1.0)):
         table = {**dict.fromkeys(CONTEXTS, others), kind: rate}
-        found = readings(changed(CALM, drill_rate=0.0, direct_rate=table), kind, count=300)
+        found = readings(changed(CALM, drill_rate=0.0, direct_rate=table), kind, count=120)
         assert_share(found, rate, is_direct)
 
 
@@ -685,7 +685,7 @@ def test_docstring_shows_what_the_generator_writes(kind):
     certainty = 0.0 if "wrong |" in context else World().certainty[kind]
     believed = int(context[-4]) if CONTEXTS[kind].is_believed else None
     options = {"kind": kind, "certainty": certainty, "believed": believed, "rule": rule}
-    written = {write_completion(CHAIN, World(), rng(i), **options) for i in range(1000)}
+    written = {write_completion(CHAIN, World(), rng(i), **options) for i in range(600)}
     assert completion in written
     if peer:
         assert attempt in {write_completion(CHAIN, World(), rng(i)) for i in range(1000)}
