@@ -111,10 +111,10 @@ def settings_of(kind: type, flags: dict[str, Any], row: dict[str, Any] | None = 
 
 def check_loss(method: Method, vocabulary: int) -> None:
     """Raises ValueError, naming the flag, for numbers with which a method could not be trained."""
+    method.require(method.learning_rate > 0, "learning_rate", "above 0")
     for name, value in vars(method).items():
         if isinstance(value, (int, float)):
             method.require(0 <= value < 2**31, name, f"0 to {2**31 - 1}")
-    method.require(method.learning_rate > 0, "learning_rate", "above 0")
     method.require(method.teacher_every > 0, "teacher_every", "1 or more")
     method.require(method.adapt_steps > 0, "adapt_steps", "1 or more")
     method.require(0 < method.token_share <= 1, "token_share", "above 0, to 1")
