@@ -530,7 +530,7 @@ class Teacher:
 class Method:
     """What a paper decides. Raises ValueError, naming the flag, for what would teach nothing."""
     source: str = ""
-    learning_rate: float = 3e-4  # of AdamW; a row's best of three, by `python -m lab.rates`
+    learning_rate: float = 3e-4  # of AdamW; `python -m lab.rates` looks for a row's best
     student_frac: float = 1.0  # share of the groups that the student writes (GKD)
     off_policy: str = "teacher"  # who writes the others: teacher, or data (references)
     student_context: str = "none"  # what the student is shown, too (to adapt a teacher)

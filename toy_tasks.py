@@ -127,6 +127,9 @@ class Context:
     attempt: str = ""  # whose completion the hint is made of: "own", "sibling", or "" for none
     draws_rule: bool = False  # documents draw a number 1-9 to add to the answer, else 0
     is_believed: bool = False  # a direct answer is the last digit of the hint, right or wrong
+    def __post_init__(self):
+        if self.attempt not in ("", "own", "sibling"):
+            raise ValueError(f"attempt of a context: {self.attempt!r}; allowed: '', own, sibling")
 
 def worked(problem: Problem, values: tuple[int, ...]) -> str:
     """The chain with what its first operations give, as `3*7=1+4=5`; of none, nothing."""
@@ -301,10 +304,6 @@ def draw_practice(rng: random.Random, world: World) -> tuple[str, str]:
     return context + problem.prompt, f"{text}{ANSWER}{problem.values[-1]}"
 
 # 5. The task that training sees -------------------------------------------------------------------
-def training_operators(world: World, operators: str = "") -> str:
-    """Those of training problems: as asked, by default + and -, so that * is new to them."""
-    return operators or "".join(o for o in world.operators if o in "+-") or world.operators
-
 def training_operations(world: World, operations: str = "") -> range:
     """Numbers of operations in training problems: `3`, `1-4`; default 1-4. Raises ValueError."""
     most = world.max_operations
@@ -315,24 +314,33 @@ def training_operations(world: World, operations: str = "") -> range:
         raise ValueError(f"--train_operations: {operations!r}; allowed: {allowed}")
     return range(low, high + 1)
 
-def draw_split(
-    rng: random.Random, world: World, split: str, operators: str = "", operations: str = ""
-) -> Problem:
-    """One problem of a split; operators and operations are those of training, see above.
+def splits_of(world: World, operators="", operations="") -> dict[str, tuple[str, range]]:
+    """Operators and numbers of operations of each split that there is with this training.
 
+    Training problems have the operators asked for, by default + and -, so that * is new to them.
     train: never a fresh problem. fresh: in no training pool. longer: more operations than any
     training problem, as documents have them. new_operators: fresh, at least one of them left out.
     """
-    trained, lengths = training_operators(world, operators), training_operations(world, operations)
-    new, longer = set(world.operators) - set(trained), range(lengths.stop, world.max_operations + 1)
-    drawn = {"train": (trained, lengths), "fresh": (trained, lengths)}
-    drawn |= {"longer": (trained, longer)} if longer else {}
-    drawn |= {"new_operators": (world.operators, lengths)} if new else {}
-    if split not in drawn:
-        raise ValueError(f"split: {split!r}; allowed with this training: {', '.join(drawn)}")
+    trained = operators or "".join(o for o in world.operators if o in "+-") or world.operators
+    lengths = training_operations(world, operations)
+    splits = {"train": (trained, lengths), "fresh": (trained, lengths)}
+    if longer := range(lengths.stop, world.max_operations + 1):
+        splits["longer"] = (trained, longer)
+    if set(world.operators) - set(trained):
+        splits["new_operators"] = (world.operators, lengths)
+    return splits
+
+def draw_split(
+    rng: random.Random, world: World, split: str, operators: str = "", operations: str = ""
+) -> Problem:
+    """One problem of a split; operators and operations are those of training, see above."""
+    splits = splits_of(world, operators, operations)
+    if split not in splits:
+        raise ValueError(f"split: {split!r}; allowed with this training: {', '.join(splits)}")
+    new = set(splits[split][0]) - set(splits["train"][0])
     while True:
-        problem = draw_problem(rng, *drawn[split])
-        fits = split != "new_operators" or new & set(problem.operators)
+        problem = draw_problem(rng, *splits[split])
+        fits = not new or new & set(problem.operators)
         if split == "longer" or (fits and problem.is_fresh == (split != "train")):
             return problem
 
@@ -362,11 +370,10 @@ class ToyTask:
     encode, decode = staticmethod(encode), staticmethod(decode)
 
     def __init__(self, world: World, *, pool_size=0, operators="", operations="", rules=(), seed=0):
-        self.world, self.rules = world, tuple(rules)
-        self.operators, self.operations = training_operators(world, operators), operations
-        self.lengths = training_operations(world, operations)
-        kinds = len(set(self.operators))
-        possible = sum(10 * math.perm(10, n) * kinds**n for n in self.lengths)
+        splits = splits_of(world, operators, operations)
+        self.world, self.rules, self.splits = world, tuple(rules), tuple(splits)
+        self.operations, (self.operators, self.lengths) = operations, splits["train"]
+        possible = sum(10 * math.perm(10, n) * len(set(self.operators)) ** n for n in self.lengths)
         if pool_size > possible // 2:  # one in FRESH_ONE_IN is no training problem
             raise ValueError(f"--train_problems: {pool_size}; allowed: 0 to {possible // 2}")
         rng = random.Random(seed)
@@ -374,12 +381,6 @@ class ToyTask:
         while len(pool) < pool_size:
             pool[draw_split(rng, world, "train", self.operators, operations)] = None
         self.pool = list(pool)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        longer = ("longer",) if self.lengths.stop <= self.world.max_operations else ()
-        new = ("new_operators",) if set(self.world.operators) - set(self.operators) else ()
-        return ("train", "fresh", *longer, *new)
 
     @property
     def attempts(self) -> dict[str, str]:  # contexts made of a completion: "own" or "sibling"
@@ -467,10 +468,9 @@ class Toy:
             raise ValueError(f"--task: {self.task!r}; allowed: {', '.join(TASKS)}")
         world = parse_world(self.world)
         parse_rules(self.rules)
-        operators = self.train_operators
-        if not set(operators) <= set(world.operators):
+        if not set(self.train_operators) <= set(world.operators):
             allowed = f"some of {' '.join(world.operators)}"
-            raise ValueError(f"--train_operators: {operators!r}; allowed: {allowed}")
+            raise ValueError(f"--train_operators: {self.train_operators!r}; allowed: {allowed}")
         training_operations(world, self.train_operations)
         if self.pretrain_steps < 1:
             raise ValueError(f"--pretrain_steps: {self.pretrain_steps}; allowed: 1 or more")

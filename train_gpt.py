@@ -165,10 +165,10 @@ def train(
 
 def evaluated(settings: Settings, task: Task, teacher: Teacher) -> dict[str, Evaluation]:
     """The student on every split, its teacher on train."""
-    seed, count = settings.run.seed, settings.run.eval_problems
+    run = settings.run
+    how = {"count": run.eval_problems, "seed": run.seed, "sizes": settings.sizes}
     with distributed.gathered(teacher.student, teacher):
-        return evaluate_all(
-            task, teacher.student, teacher, count=count, seed=seed, sizes=settings.sizes)
+        return evaluate_all(task, teacher.student, teacher, **how)
 
 # Set-up -------------------------------------------------------------------------------------------
 def new_state(

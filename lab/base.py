@@ -21,7 +21,7 @@ import minisd
 import toy_tasks
 from lab import storage
 from minisd import GPT, GPTConfig
-from toy_tasks import World
+from toy_tasks import Toy, World
 
 SHAPE = {"width": 80, "n_heads": 5, "n_kv_heads": 5, "mlp_width": 192, "rope_theta": 1000.0}
 SIZES = {"base": SHAPE, "larger": SHAPE | {"n_layers": 3}}
@@ -151,8 +151,8 @@ def shape_of(size: str) -> GPTConfig:
 
 
 def base_model(
-    world: World, seed: int, *, steps: int = 2400, size: str = "base", device: str = "cpu",
-    cache_dir: str = "out/base",
+    world: World, seed: int, *, steps: int = Toy.pretrain_steps, size: str = "base",
+    device: str = "cpu", cache_dir: str = "out/base",
 ) -> tuple[GPT, float]:
     """The pretrained model, from the cache if possible, and the seconds its pretraining took.
 
@@ -180,7 +180,8 @@ def base_model(
 
 
 def external_base(
-    name: str, world: World, *, steps: int = 2400, device: str = "cpu", cache_dir: str = "out/base"
+    name: str, world: World, *, steps: int = Toy.pretrain_steps, device: str = "cpu",
+    cache_dir: str = "out/base",
 ) -> tuple[GPT, float]:
     """The base model that --external_teacher names, one for all seeds."""
     size, changes = EXTERNAL_BASES[name]

@@ -9,19 +9,18 @@ can paste it; an interrupted comparison goes on where it stopped.
 import argparse
 import functools
 import json
-import os
 from pathlib import Path
 
 import minisd
 from lab import storage
 from lab.flags import OneLineParser, run_main
 from lab.report import MEASURES, save_figure, shown_measures
-from lab.runs import Failed, Flags, Start, in_parallel, joined, paste_ready, split_flags
+from lab.runs import Failed, Flags, Start, in_parallel, joined, own_and_passed, paste_ready
 from lab.statistics import mean_and_interval
 
-OWN = ("--seeds", "--seed", "--workers", "--out_dir")
-REFUSED = ("--method", "--threads", "--init", "--data", "--resume")
-LIMITS = {"seeds": (1, 1000), "seed": (0, 2**62), "workers": (1, 1000)}
+WHY = "the toy, one thread a run, methods as words without a flag"
+REFUSED = dict.fromkeys(("--method", "--threads", "--init", "--data", "--resume"), WHY)
+LIMITS = {"seeds": (1, 1000), "seed": (0, 2**62)}
 
 
 def main(argv: list[str]) -> None:
@@ -55,24 +54,7 @@ def settings_of(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     parser.add_argument("methods", nargs="*", default=[], help="base, rows of the method table")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--out_dir", default="out/compare", help="default: out/compare")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
-    words, flags = split_flags(argv)
-    own = {name: value for name, value in flags.items() if name in OWN}
-    settings = parser.parse_args([*words, *joined(own)])
-    for name, (least, most) in LIMITS.items():
-        if not least <= (value := getattr(settings, name)) <= most:
-            raise ValueError(f"--{name}: {value}; allowed: {least} or more, at most {most}")
-    for name in REFUSED:
-        if name in flags:
-            words = "the toy, one thread a run, methods as words without a flag"
-            raise ValueError(f"{name}: {flags[name]!r}; allowed: not here ({words})")
-    if Path(settings.out_dir).is_file():
-        words = "is a file; allowed: a folder, or a new name"
-        raise ValueError(f"--out_dir: {settings.out_dir!r} {words}")
-    return settings, {name: value for name, value in flags.items() if name not in OWN}
+    return own_and_passed(parser, argv, limits=LIMITS, refused=REFUSED, out_dir="out/compare")
 
 
 def compare(asked: dict, folder: Path, workers: int) -> dict:

@@ -145,7 +145,6 @@ def check_context(toy: Toy, method_contexts: set[str], distils: bool) -> None:
             raise ValueError(f"--context: {kind!r}; allowed: no verdicts with --rules")
 
 
-
 def check_contexts(method: Method, task: Task) -> None:
     """Raises ValueError, naming the flag, for a context that the task or the method cannot show."""
     example, made = task.draw("train", random.Random(0)), set(method.contexts) & {*task.attempts}

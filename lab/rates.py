@@ -10,23 +10,27 @@ of --out_dir; the rates themselves stand in the rows, as `learning_rate`.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import lab.extra_losses  # noqa: F401 (importing it adds its rows to the table of methods)
 from lab.claims.arms import SHARED
 from lab.claims.runs import Run, arm_numbers, folder_name, run_all
 from lab.flags import OneLineParser, run_main
-from lab.runs import joined, split_flags
+from lab.runs import Flags, joined, own_and_passed, split_flags
 from lab.statistics import mean_and_interval
 from lab.storage import write_atomically, write_json
 from minisd import METHODS
 
 RATES = ("1e-4", "3e-4", "1e-3")
 STEPS = "60"
+REFUSED = {  # flag: why not
+    "--method": "rows are words without a flag", "--learning_rate": "it is what is looked for",
+    "--init": "all are in the toy", "--data": "all are in the toy",
+    "--resume": "the same command goes on", "--seed": "--seeds says how many",
+}
 
 
-def run_of(method: str, rate: str, seed: int, given: dict, folder: Path) -> Run:
+def run_of(method: str, rate: str, seed: int, given: Flags, folder: Path) -> Run:
     flags = {"--method": method, "--steps": STEPS, **split_flags(SHARED.split())[1], **given}
     flags |= {"--learning_rate": rate, "--seed": str(seed)}
     place = folder / "runs" / folder_name(method, flags)
@@ -37,45 +41,45 @@ def run_of(method: str, rate: str, seed: int, given: dict, folder: Path) -> Run:
 def main(argv: list[str]) -> None:
     settings, given = settings_of(argv)
     folder, seeds = Path(settings.out_dir), range(settings.seeds)
+    kept = kept_rows(folder)  # fails before the work, not after it
     runs = {
         name: {rate: [run_of(name, rate, seed, given, folder) for seed in seeds] for rate in RATES}
         for name in settings.methods
     }
     arms = {name: [[run] for rows in row.values() for run in rows] for name, row in runs.items()}
     run_all(arms, settings.workers, lambda name, left: print(name, flush=True))
-    rows = kept_rows(folder) | {name: row_of(found) for name, found in runs.items()}
+    rows = kept | {name: row_of(found) for name, found in runs.items()}
     write_json(folder / "rates.json", rows)
     write_atomically(folder / "rates.md", lambda path: path.write_text(table(rows)))
     print(table(rows))
 
 
-def settings_of(argv: list[str]) -> tuple[argparse.Namespace, dict]:
+def settings_of(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
     """The settings of this command, and the flags for all runs."""
-    words, flags = split_flags(argv)
-    own = ("--seeds", "--workers", "--out_dir")
     parser = OneLineParser(
         prog="python -m lab.rates", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=[], help="rows (default: all)")
     parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--out_dir", default="out/rates", help="default: out/rates")
-    mine = [part for k, v in flags.items() if k in own for part in (k, *([v] if v else []))]
-    help_too = ["--help"] if {"-h", "--help"} & set(argv) else []
-    settings = parser.parse_args([*words, *mine, *help_too])
+    settings, given = own_and_passed(
+        parser, argv, limits={"seeds": (1, 1000)}, refused=REFUSED, out_dir="out/rates")
     settings.methods = settings.methods or list(METHODS)
-    for name in ("seeds", "workers"):
-        if not 1 <= (given := getattr(settings, name)) <= 1000:
-            raise ValueError(f"--{name}: {given}; allowed: 1 to 1000")
     for name in settings.methods:
         if name not in METHODS:
             raise ValueError(f"method: {name!r}; allowed: {', '.join(METHODS)}")
-    return settings, {k: v for k, v in flags.items() if k not in own}
+    return settings, given
 
 
 def kept_rows(folder: Path) -> dict:
+    """The rows of earlier calls. Raises ValueError if the file has none."""
     path = folder / "rates.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        rows = json.loads(path.read_text()) if path.exists() else {}
+        table(rows)  # it looks at all that a row must have
+    except (ValueError, KeyError, TypeError, AttributeError):
+        words = f"--out_dir: {str(path)!r} holds no rates; allowed: another folder"
+        raise ValueError(words) from None
+    return rows
 
 
 def row_of(runs: dict[str, list[Run]]) -> dict:

@@ -3,6 +3,7 @@
 1 commands as words   2 a process   3 the queue
 """
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from lab import storage
 from lab.base import progress
+from lab.flags import OneLineParser
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
@@ -65,6 +67,35 @@ def split_flags(words: list[str]) -> tuple[list[str], Flags]:
 def joined(flags: Flags) -> list[str]:
     """Flags as a command has them."""
     return [part for name, v in flags.items() for part in ([name] if v is None else [name, v])]
+
+
+def own_and_passed(
+    parser: OneLineParser, argv: list[str], *, limits: dict[str, tuple[int, int]],
+    refused: dict[str, str], out_dir: str,
+) -> tuple[argparse.Namespace, Flags]:
+    """The settings of a command that starts runs, and the flags that it passes on to all of them.
+
+    limits: its whole numbers, least and most; --workers and --out_dir (with its default) it always
+    has. refused: flags that its runs may not be given, and why. Raises ValueError.
+    """
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--out_dir", default=out_dir, help=f"default: {out_dir}")
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])
+    limits = limits | {"workers": (1, 1000)}
+    words, flags = split_flags(argv)
+    own = {k: v for k, v in flags.items() if k.removeprefix("--") in (*limits, "out_dir")}
+    settings = parser.parse_args([*words, *joined(own)])
+    for name, (least, most) in limits.items():
+        if not least <= (value := getattr(settings, name)) <= most:
+            raise ValueError(f"--{name}: {value}; allowed: {least} or more, at most {most}")
+    for name, why in refused.items():
+        if name in flags:
+            raise ValueError(f"{name}: {flags[name]!r}; allowed: not here ({why})")
+    if Path(settings.out_dir).is_file():
+        words = "is a file; allowed: a folder, or a new name"
+        raise ValueError(f"--out_dir: {settings.out_dir!r} {words}")
+    return settings, {k: v for k, v in flags.items() if k not in own}
 
 
 def paste_ready(words: list[str]) -> str:

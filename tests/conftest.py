@@ -3,6 +3,7 @@
 Also what tests share so that it is made once: base models, and processes that import nothing.
 """
 
+import dataclasses
 import gc
 import importlib
 import itertools
@@ -14,13 +15,16 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from lab import storage
 from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes, token_log_probs
+from toy_tasks import Toy
 
 # Two test processes share two cores, and a second thread costs more than it gives at these sizes.
 torch.set_num_threads(1)
@@ -100,6 +104,14 @@ def build_gpt(seed: int = 0, dtype: torch.dtype = torch.float64, **config) -> GP
     model = GPT(GPTConfig(**{**TINY, "init_std": 0.5, **config}), generator)
     torch.nn.init.normal_(model.lm_head.weight, std=0.5, generator=generator)
     return model.to(dtype)
+
+
+def finished_run(folder: Path, student: GPT, toy: Toy, **run) -> None:
+    """What a measure of a finished run in the toy reads: its student and its settings."""
+    storage.save_student(folder / "student.pt", student)
+    run = {"seed": 0, "train_problems": 4, "threads": 1, "cache_dir": ""} | run
+    groups = {"run": run, "toy": dataclasses.asdict(toy), "method": {}, "checkpoint": {}}
+    storage.write_json(folder / "config.json", {"settings": groups})
 
 
 def weights_of(model: GPT) -> Tensor:

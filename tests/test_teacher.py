@@ -271,7 +271,7 @@ def test_what_would_teach_nothing_is_refused_by_flag(settings, message):
 ], ids=str)
 def test_what_teaches_something_is_allowed(settings):
     """A check that is wider than its reason."""
-    Method(**settings)
+    assert Method(**settings).terms
 
 
 def test_every_row_of_the_methods_names_its_source_and_has_what_it_needs():

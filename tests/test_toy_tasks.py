@@ -758,6 +758,12 @@ def test_the_world_of_the_flags_is_the_default_with_the_named_changes():
     assert World().certainty["answer"] == 0.7
 
 
+def test_the_source_of_an_attempt_is_one_of_two():
+    """Catches a typo that training would read as a sibling."""
+    with pytest.raises(ValueError, match="attempt of a context: 'siblings'; allowed: '', own"):
+        Context(checklist, 0.5, 0.1, attempt="siblings")
+
+
 def test_a_task_made_of_settings_has_them():
     """A flag that does not reach the task."""
     toy = Toy(world="max_operations=4", train_operators="+*", train_operations="2-3", rules="2,7")

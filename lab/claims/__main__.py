@@ -11,7 +11,6 @@ has as one can paste it; an interrupted call goes on where it stopped.
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -29,15 +28,14 @@ from lab.claims.runs import (
     code_hash,
     run_all,
     runs_of,
-    split_flags,
     varying,
 )
 from lab.claims.text import claim_text, claims_markdown, time_text, verdict_line
 from lab.claims.universes import UNIVERSES, Universe
 from lab.flags import OneLineParser, run_main
+from lab.runs import own_and_passed
 from lab.storage import write_atomically, write_json
 
-OWN = ("--universes", "--workers", "--out_dir")
 REFUSED = {  # flag: why not
     "--method": "see their arms", "--init": "all are in the toy", "--data": "all are in the toy",
     "--resume": "the same command goes on", "--seed": "it is the number of the universe",
@@ -81,23 +79,11 @@ def settings_of(argv: list[str]) -> tuple[argparse.Namespace, Flags]:
         prog="python -m lab.claims", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    count = len(UNIVERSES)
+    most = len(UNIVERSES)
     parser.add_argument("names", nargs="*", default=[], help="claims, or all, or list")
-    parser.add_argument("--universes", type=int, default=count, help="the first n (default: 8)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--out_dir", default="out/claims", help="default: out/claims")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
-    words, flags = split_flags(argv)
-    own = [part for k, v in flags.items() if k in OWN for part in (k, *([v] if v else []))]
-    settings = parser.parse_args([*words, *own])
-    for name, most in (("universes", count), ("workers", 1000)):
-        if not 1 <= (value := getattr(settings, name)) <= most:
-            raise ValueError(f"--{name}: {value}; allowed: 1 to {most}")
-    for name, why in REFUSED.items():
-        if name in flags:
-            raise ValueError(f"{name}: {flags[name]!r}; allowed: not with claims ({why})")
-    return settings, {k: v for k, v in flags.items() if k not in OWN}
+    parser.add_argument("--universes", type=int, default=most, help="the first n (default: 8)")
+    return own_and_passed(
+        parser, argv, limits={"universes": (1, most)}, refused=REFUSED, out_dir="out/claims")
 
 
 def run_claims(

@@ -6,16 +6,15 @@ Any other flag of train_gpt.py goes to all runs, which have 60 steps of 64 compl
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from lab.claims.arms import GRPO, NO_FUNCTION, SDPO, Measure, MeasuredRun
+from lab.claims.judge import summary
 from lab.claims.runs import arm_numbers, run_all, runs_of
 from lab.claims.statements import Quantity, Runs, Statement, at, change, value
 from lab.claims.universes import Universe
 from lab.flags import OneLineParser
-from lab.runs import Flags, split_flags
-from lab.statistics import mean_and_interval
+from lab.runs import Flags, own_and_passed
 from lab.storage import write_atomically, write_json
 
 ARMS = {
@@ -24,6 +23,12 @@ ARMS = {
     "sdpo": MeasuredRun("careful", SDPO),
     "grpo, no function": f"{GRPO} {NO_FUNCTION}",
     "sdpo, no function": f"{SDPO} {NO_FUNCTION}",
+}
+
+
+REFUSED = {  # flag: why not
+    "--method": "see the arms", "--init": "all are in the toy", "--data": "all are in the toy",
+    "--resume": "the same command goes on", "--seed": "--seeds says how many",
 }
 
 
@@ -94,29 +99,21 @@ def main(arguments: list[str]) -> None:
 
 def settings_of(arguments: list[str]) -> tuple[argparse.Namespace, Flags]:
     """The settings of this command, and the flags for all runs."""
-    own, flags = ("--seeds", "--workers", "--out_dir"), split_flags(arguments)[1]
     parser = OneLineParser(
         prog="python -m lab.claims world", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--out_dir", default="out/claims", help="default: out/claims")
-    words = [part for k, v in flags.items() if k in own for part in (k, *([v] if v else []))]
-    settings = parser.parse_args(["--help"] if {"-h", "--help"} & set(arguments) else words)
-    for name in ("seeds", "workers"):
-        if not 1 <= (given := getattr(settings, name)) <= 1000:
-            raise ValueError(f"--{name}: {given}; allowed: 1 to 1000")
-    return settings, {k: v for k, v in flags.items() if k not in own}
+    return own_and_passed(
+        parser, arguments, limits={"seeds": (1, 1000)}, refused=REFUSED, out_dir="out/claims")
 
 
 def row_of(words: str, quantity, numbers: list[Runs], must: Statement | None = None) -> dict:
     """A number over the seeds, its interval, and whether its mean is beyond its bound."""
-    found = mean_and_interval([float(quantity(runs)) for runs in numbers])
+    found = summary([float(quantity(runs)) for runs in numbers]) | {"n": len(numbers)}
     row = {"words": words, **found, "must": None, "met": None}
     if must is not None:
-        above = must.above is not None
-        row["must"] = f"{'>' if above else '<'} {must.above if above else must.below:g}"
-        row["met"] = bool(found["mean"] > must.above if above else found["mean"] < must.below)
+        row["must"] = must.bound
+        row["met"] = found["mean"] is not None and bool(must.holds(found["mean"]))
     return row
 
 
@@ -125,8 +122,8 @@ def table(rows: list[dict]) -> str:
     lines = [f"The toy world, seeds 0 to {rows[0]['n'] - 1}: means with 95 % intervals.", "",
              "| what | must be | mean | interval | |", "|---" * 5 + "|"]
     for r in rows:
-        low, high = ("" if r[end] is None else f"{r[end]:.3f}" for end in ("low", "high"))
+        ends = ("mean", "low", "high")
+        mean, low, high = ("-" if r[end] is None else f"{r[end]:.3f}" for end in ends)
         met = {None: "", True: "met", False: "not met"}[r["met"]]
-        lines.append(f"| {r['words']} | {r['must'] or ''} | {r['mean']:.3f} | {low} to {high} "
-                     f"| {met} |")
+        lines.append(f"| {r['words']} | {r['must'] or ''} | {mean} | {low} to {high} | {met} |")
     return "\n".join(lines) + "\n"

@@ -103,7 +103,8 @@ def test_every_arm_is_a_command_that_training_takes(tmp_path):
     arms = {arm for claim in CLAIMS.values() for arm in claim.all_arms.values()}
     trained = [arm for arm in arms if not isinstance(arm, Measure)]
     for words in {runs_of(arm, {}, UNIVERSES[7], tmp_path)[0].words for arm in trained}:
-        train_gpt.parse(list(words[1:]))
+        settings, resumed = train_gpt.parse(list(words[1:]))
+        assert (settings.run.seed, settings.run.batch_size, resumed) == (7, 64, False)
 
 
 def test_a_run_is_named_by_what_its_numbers_depend_on(tmp_path):

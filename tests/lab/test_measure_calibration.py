@@ -1,14 +1,12 @@
 """Laws of confidence and accuracy on fresh problems."""
 
-import dataclasses
 import json
 import math
 
 import pytest
 import torch
-from conftest import build_gpt
+from conftest import build_gpt, finished_run
 
-from lab import storage
 from lab.measures import __main__ as command
 from lab.measures import calibration
 from lab.measures.probe import Settings
@@ -47,11 +45,7 @@ def test_the_command_measures_a_run_without_rules(tmp_path, monkeypatch):
     monkeypatch.setattr(Settings, "base", lambda settings: build_gpt(**SIZE))
     with torch.no_grad():
         student.lm_head.weight.zero_()  # every token equally likely
-    storage.save_student(tmp_path / "student.pt", student)
-    run = {"seed": 0, "train_problems": 4, "eval_problems": 256, "max_new_tokens": 8, "threads": 1}
-    run["cache_dir"] = ""
-    groups = {"run": run, "toy": dataclasses.asdict(TOY), "method": {}, "checkpoint": {}}
-    storage.write_json(tmp_path / "config.json", {"settings": groups})
+    finished_run(tmp_path, student, TOY, eval_problems=256, max_new_tokens=8)
     command.main(["calibration", "--run", str(tmp_path), "--out", str(tmp_path / "x.json")])
     found = json.loads((tmp_path / "x.json").read_text())
     share = 1 / len(VOCABULARY)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import build_gpt
+from conftest import build_gpt, finished_run
 
 import minisd
 from lab import storage
@@ -131,11 +131,7 @@ def test_the_command_measures_the_base_model_or_the_student_of_a_run(tmp_path, m
     """Catches the base model in the student's place, a number of problems that does not arrive,
     other numbers the second time, and a world without new operators or longer problems."""
     monkeypatch.setattr(Settings, "base", lambda settings: build_gpt(1, **SIZE))
-    storage.save_student(tmp_path / "student.pt", build_gpt(2, **SIZE))
-    run = {"seed": 0, "train_problems": 4, "eval_problems": 3, "max_new_tokens": 8, "threads": 1}
-    run["cache_dir"] = ""
-    groups = {"run": run, "toy": dataclasses.asdict(TOY), "method": {}, "checkpoint": {}}
-    storage.write_json(tmp_path / "config.json", {"settings": groups})
+    finished_run(tmp_path, build_gpt(2, **SIZE), TOY, eval_problems=3, max_new_tokens=8)
 
     def numbers(*flags: str) -> dict:
         out = tmp_path / "careful.json"

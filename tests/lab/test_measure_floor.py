@@ -7,10 +7,9 @@ import random
 
 import pytest
 import torch
-from conftest import build_gpt
+from conftest import build_gpt, finished_run
 
 import toy_tasks
-from lab import storage
 from lab.measures import __main__ as command
 from lab.measures.floor import loss_and_floor
 from lab.measures.probe import Settings
@@ -58,11 +57,7 @@ def test_loss_and_floor_by_plain_forward_passes():
 def test_the_command_measures_the_base_model_and_the_student(tmp_path, monkeypatch):
     """Catches the base model in the student's place, and sums that are called means."""
     monkeypatch.setattr(Settings, "base", lambda settings: build_gpt(2, **SIZE))
-    storage.save_student(tmp_path / "student.pt", build_gpt(1, **SIZE))
-    run = {"seed": 0, "train_problems": 4, "eval_problems": 3, "max_new_tokens": 5, "threads": 1}
-    run["cache_dir"] = ""
-    groups = {"run": run, "toy": dataclasses.asdict(TOY), "method": {}, "checkpoint": {}}
-    storage.write_json(tmp_path / "config.json", {"settings": groups})
+    finished_run(tmp_path, build_gpt(1, **SIZE), TOY, eval_problems=3, max_new_tokens=5)
     command.main(["floor", "--run", str(tmp_path), "--out", str(tmp_path / "floor.json")])
     found = json.loads((tmp_path / "floor.json").read_text())
     for when in ("before", "after"):
