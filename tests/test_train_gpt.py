@@ -447,7 +447,7 @@ BAD = [  # a command line, what is named, what is said to be allowed
     ("--seed 99999999999999999999", "--seed", "below 2^63"),
     ("--max_new_tokens 99999999999", "--max_new_tokens", "2147483647"),
     ("--threads 5000", "--threads", "0 to 1024"),
-    ("--learning_rate -1", "--learning_rate: -1.0", "0 to"),
+    ("--learning_rate -1", "--learning_rate: -1.0", "above 0"),
     ("--learning_rate 0", "--learning_rate: 0.0", "above 0"),
     ("--learning_rate nan", "--learning_rate: 'nan'", "a finite number"),
     ("--teacher_update_rate -0.1", "--teacher_update_rate", "0 to 1"),
