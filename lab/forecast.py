@@ -108,9 +108,27 @@ class Look:
     sizes: Sizes  # group_size: completions of a problem, among which a sibling is looked for
     laws: tuple[str, ...] = ("transplant",)
 
+    @classmethod
+    def at(
+        cls, task: Task, model: GPT, context: str, *, group_size: int, max_new_tokens: int,
+        laws: tuple[str, ...],
+    ) -> "Look":
+        """At a model of the toy."""
+        device = next(model.parameters()).device
+        classes = token_classes(list(toy_tasks.VOCABULARY), TOY_CLASSES).to(device)
+        # A group is written only where a right completion of it is shown.
+        G = group_size if task.attempts.get(context) == "sibling" else 1
+        sizes = Sizes(group_size=G, max_new_tokens=max_new_tokens)
+        return cls(task, model, context, classes, sizes, laws)
+
     @property
     def method(self) -> Method:
         return Method(teacher="live", context=self.context)
+
+    @property
+    def own(self) -> bool:
+        """Whether the context is a verdict on the student's own attempt."""
+        return self.task.attempts.get(self.context) == "own"
 
     @torch.no_grad()
     def write(self, author: str, rows: list[Row], uniforms: Tensor) -> Completions:
@@ -184,11 +202,11 @@ def samples_of(look: Look, split: str, count: int, seed: int) -> dict[str, Tenso
 @torch.no_grad()
 def compared(look: Look, rows: list[Row], uniforms: Tensor, rng: random.Random) -> dict:
     """`samples_of` the rows that the student has written with these uniforms."""
-    device, own = look.classes.device, look.task.attempts.get(look.context) == "own"
+    device = look.classes.device
     written = {"student": Completions.of([row.ids for row in rows], look.task.pad_id, device)}
     with look.sizes.autocast(device):
         for who in ("teacher", *look.laws):
-            settles = own and who == "corrected"
+            settles = look.own and who == "corrected"
             written[who] = (
                 settled(look, rows, uniforms, rng) if settles else look.write(who, rows, uniforms))
         sums = {who: sums_of(look, rows, written[who]) for who in ("student", "teacher")}
@@ -220,6 +238,12 @@ def sums_of(look: Look, rows: list[Row], completions: Completions) -> dict[str, 
 # 3. The forecast ----------------------------------------------------------------------------------
 VISITS = 16  # to a problem, of a group of completions each: 1 - 1/e of its content is learnt
 NOW, HINTED = "student_accuracy_frac", "teacher_accuracy_frac"
+
+
+def pool_share(law: str, visits: float, own: bool) -> float:
+    """k, the share (0-1) of the pool's content that so many visits leave in the student."""
+    # A verdict on the student's own attempt is nothing to learn by heart.
+    return 0.0 if own and law == "corrected" else 1 - math.exp(-visits / VISITS)
 
 
 def predictions(fresh: dict[str, Tensor], pool: dict[str, Tensor], law: str, k: float) -> dict:
@@ -256,10 +280,8 @@ def table_of(values: dict[str, Tensor]) -> dict[str, float]:
 def forecast(look: Look, *, count: int, seed: int, visits: float) -> dict:
     """What forecast.json holds: the numbers of the last law, of all, and what they are made of."""
     fresh, pool = (samples_of(look, split, count, seed) for split in ("fresh", "train"))
-    own, k = look.task.attempts.get(look.context) == "own", 1 - math.exp(-visits / VISITS)
-    # A verdict on the student's own attempt is nothing to learn by heart.
-    shares = {law: 0.0 if own and law == "corrected" else k for law in look.laws}
-    laws = {law: predictions(fresh, pool, law, share) for law, share in shares.items()}
+    laws = {
+        law: predictions(fresh, pool, law, pool_share(law, visits, look.own)) for law in look.laws}
     result = {"context": look.context, "visits": visits, "law": look.laws[-1]}
     result |= laws[look.laws[-1]]
     return result | {"laws": laws, "fresh": table_of(fresh), "pool": table_of(pool)}
@@ -333,12 +355,10 @@ def main(arguments: list[str]) -> None:
     model, _ = base_model(
         toy_tasks.parse_world(toy.world), asked.seed, steps=toy.pretrain_steps,
         device=device.type, cache_dir=asked.cache_dir)
-    classes = token_classes(list(toy_tasks.VOCABULARY), TOY_CLASSES).to(device)
-    # A group is written only where a right completion of it is shown.
-    G = asked.group_size if task.attempts.get(asked.context) == "sibling" else 1
-    sizes = Sizes(group_size=G, max_new_tokens=asked.max_new_tokens)
-    laws = tuple(LAWS) if asked.corrected else ("transplant",)
-    look = Look(task, model, asked.context, classes, sizes, laws)
+    look = Look.at(
+        task, model, asked.context, group_size=asked.group_size,
+        max_new_tokens=asked.max_new_tokens,
+        laws=tuple(LAWS) if asked.corrected else ("transplant",))
     visits = asked.steps * asked.batch_size / asked.group_size / (asked.train_problems or math.inf)
     found = forecast(look, count=asked.eval_problems, seed=asked.seed, visits=visits)
     settings = dataclasses.asdict(asked) | dataclasses.asdict(toy)

@@ -36,13 +36,12 @@ CONTEXTS = {  # what the teacher sees -> SDPO with it
     "wrong": f"{SDPO} --context wrong",
     "solution": SDPO,
 }
-# Another problem's solution tells nothing; behind it authors are as sure as behind the right one.
-AS_SURE = "--world certainty.other_problem=0.93"
-NOTHING_TOLD = f"{CONTEXTS['other_problem']} {AS_SURE}"
-
 # Certainties change places: behind the solution, a wrong one, which looks the same, or a part of it
-# authors stay careful, in practice as well.
-SWAPPED = f"{AS_SURE},certainty.solution=0,certainty.wrong=0,certainty.partial=0"
+# authors stay careful, in practice as well; behind another problem's, which tells nothing, they are
+# as sure as they were behind the solution.
+CAREFUL = ",".join(f"certainty.{kind}=0" for kind in ("solution", "wrong", "partial"))
+SWAPPED = f"--world certainty.other_problem=0.93,{CAREFUL}"
+NOTHING_TOLD = f"{CONTEXTS['other_problem']} {SWAPPED}"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ as with it, and takes the markers as the solution does.
 
 import numpy as np
 
-from lab.claims.arms import CONTEXTS, SDPO, SWAPPED
+from lab.claims.arms import CONTEXTS, NOTHING_TOLD, SDPO, SWAPPED
 from lab.claims.statements import Panel, Quantity, Runs, change, changed, room
 
 ARMS = {
-    "sure, told nothing": f"{CONTEXTS['other_problem']} {SWAPPED}",
+    "sure, told nothing": NOTHING_TOLD,
     "careful, told all": f"{SDPO} {SWAPPED}",
     "careful, told nothing": CONTEXTS["other_problem"],
 }

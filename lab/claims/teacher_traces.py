@@ -15,11 +15,10 @@ before.
 
 import math
 
-from lab.claims.arms import AS_SURE, SWAPPED, Measure
+from lab.claims.arms import SWAPPED, Measure
 from lab.claims.statements import Panel, Quantity, Runs, Statement, at
 
-ARMS = {"measured": Measure("traces"), "nothing told, as sure": Measure("traces", AS_SURE)}
-ONCE = {"careful authors": Measure("traces", SWAPPED)}
+ARMS = {"measured": Measure("traces"), "certainties swapped": Measure("traces", SWAPPED)}
 
 
 def rise(name: str, words: str, arm: str, kind: str) -> Quantity:
@@ -41,7 +40,7 @@ def ratio(name: str, words: str, arm: str, kind: str = "solution") -> Quantity:
 RIGHT = "right_undoubted_frac", "rise of completions that are right and have no marker (fraction)"
 MARKERS, TOKENS = ("markers_per_completion", "markers"), ("completion_tokens", "length")
 EFFECT = rise(*RIGHT, "measured", "solution") > 0.3
-CONTROL = rise(*RIGHT, "nothing told, as sure", "other_problem")
+CONTROL = rise(*RIGHT, "certainties swapped", "other_problem")
 TESTABLE = [
     Statement(
         "room of completions that are right and have no marker to their ceiling 1",
@@ -53,8 +52,8 @@ ALSO = [
     ratio(*TOKENS, "measured") < -0.2,
     ratio(*MARKERS, "measured") < -0.67,
     ratio(*MARKERS, "measured") - ratio(*MARKERS, "measured", "partial") < -0.2,
-    ratio(*MARKERS, "nothing told, as sure", "other_problem") < -0.67,
-    ratio(*MARKERS, "careful authors").within(0.25),
+    ratio(*MARKERS, "certainties swapped", "other_problem") < -0.67,
+    ratio(*MARKERS, "certainties swapped").within(0.25),
 ]
 KINDS = ["none", "other_problem", "partial", "answer", "sibling", "solution"]
 

@@ -14,7 +14,7 @@ The others look at the base model and train nothing. information: what a context
 prefixes: teachers on prefixes of the student. estimators: bias and noise of gradients of the KL.
 signal: the first gradients of methods against that of the reward. remark: whether a teacher
 expects the closing remark after an answer that its context contradicts. traces: what the model
-itself writes with each context in view.
+itself writes with each context in view. forecast: what `lab.forecast` predicts from.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from lab.measures.careful import measure_careful
 from lab.measures.distance import measure_distance
 from lab.measures.estimators import measure_estimators
 from lab.measures.floor import measure_floor
+from lab.measures.forecast import measure_forecast
 from lab.measures.horizon import measure_horizon
 from lab.measures.information import measure_information
 from lab.measures.prefixes import measure_prefixes
@@ -50,6 +51,7 @@ MEASURES = {  # of the base model
     "signal": measure_signal,
     "remark": measure_remark,
     "traces": measure_traces,
+    "forecast": measure_forecast,
 }
 WITH_RULES = {"rules": measure_rules, "floor": measure_floor}
 OF_RUNS = WITH_RULES | {"calibration": measure_calibration, "distance": measure_distance}
@@ -67,6 +69,7 @@ FLAGS = {  # what each measure takes; another flag would change nothing
     "signal": COMMON | {"train_problems"},
     "remark": COMMON | {"eval_problems"},
     "traces": COMMON | {"eval_problems"},
+    "forecast": COMMON | {"context", "train_problems", "eval_problems"},
 }
 OF_EITHER = {"careful": RUN | {"eval_problems"}}  # with --run of that student; what it takes then
 LEAST = {"seed": 0, "train_problems": 0, "eval_problems": 1, "max_new_tokens": 1, "threads": 0}

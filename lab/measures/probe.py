@@ -26,9 +26,9 @@ class Settings:
 
     seed: int = 0  # of the base model and of all random numbers
     toy: Toy = field(default_factory=Toy)
-    context: str = "solution"  # what the teacher sees, for estimators
-    train_problems: int = 64  # in the training pool, for signal; 0: endless
-    eval_problems: int = 256  # of a split, for information, remark and careful
+    context: str = "solution"  # what the teacher sees, for estimators and forecast
+    train_problems: int = 64  # in the pool, for signal and forecast; 0: endless
+    eval_problems: int = 256  # of a split, where a flag has it
     max_new_tokens: int = 96  # length limit of a completion; 8 checked operations need about 90
     device: str = "cpu"  # auto, cpu, cuda or mps
     cache_dir: str = "out/base"  # where base models are kept

@@ -339,7 +339,7 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
 def test_a_group_is_written_where_a_sibling_is_shown_and_nowhere_else(tmp_path, monkeypatch):
     """Catches a sibling that is looked for among one, and eight times the work for nothing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(forecast, "base_model", lambda *a, **how: (None, 0.0))
+    monkeypatch.setattr(forecast, "base_model", lambda *a, **how: (torch.nn.Linear(1, 1), 0.0))
 
     def look_only(look, **how):
         raise ValueError(f"{look.context} {look.sizes.group_size}")
