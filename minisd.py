@@ -530,7 +530,7 @@ class Teacher:
 class Method:
     """What a paper decides. Raises ValueError, naming the flag, for what would teach nothing."""
     source: str = ""
-    learning_rate: float = 3e-4  # of AdamW; `python -m lab.rates` looks for a row's best
+    learning_rate: float = 3e-4  # of AdamW; in METHODS the best of three, `python -m lab.rates`
     student_frac: float = 1.0  # share of the groups that the student writes (GKD)
     off_policy: str = "teacher"  # who writes the others: teacher, or data (references)
     student_context: str = "none"  # what the student is shown, too (to adapt a teacher)
@@ -866,18 +866,18 @@ def differentiated(method: Method) -> set[str]:
     loss_of(method, x, batch).sum().backward()
     return {name for name in names if x[name].grad is not None}
 
-# 11. Methods: each row is what differs from the defaults of `Method` ------------------------------
+# 11. Methods: source, learning rate (lab/rates.py), what differs from the defaults of `Method` ----
 EMA = {"teacher": "ema", "teacher_update_rate": 0.01}
 BY_TEACHER = {"student_frac": 0.0, "credit": "imitation"}  # samples are drawn anew at every step
 METHODS = {
-    "sft": Method("Kim et al. 2603.24472, table 2", **BY_TEACHER, token_weights="correct_only"),
-    "seq_kd": Method("Kim and Rush 1606.07947", **BY_TEACHER),
+    "sft": Method("Kim et al. 2603.24472", 1e-3, **BY_TEACHER, token_weights="correct_only"),
+    "seq_kd": Method("Kim and Rush 1606.07947", 1e-3, **BY_TEACHER),
     # The larger teacher differs in its size and the seed of its documents; data are references.
-    "gkd": Method("Agarwal et al. 2306.13649", teacher="external", context="none",
+    "gkd": Method("Agarwal et al. 2306.13649", 1e-4, teacher="external", context="none",
                   divergence="jensen_shannon", student_frac=0.5, off_policy="data"),
-    "opd": Method("Lu et al. 2025", teacher="external", context="none", credit="sampled"),
-    # Without the clip of v3, which is --divergence clipped_forward_kl.
-    "opsd": Method("Zhao et al. 2601.18734 v3", divergence="forward_kl", reduction="sequence_mean"),
+    "opd": Method("Lu et al. 2025", 1e-4, teacher="external", context="none", credit="sampled"),
+    "opsd": Method("Zhao et al. 2601.18734 v3", 1e-3, divergence="forward_kl",
+                   reduction="sequence_mean"),  # its clip is --divergence clipped_forward_kl
     # The solution as context, as in [1] table 6; its default is a sibling, else feedback.
     "sdpo": Method("Huebotter et al. 2601.20802", **EMA, divergence="reverse_kl"),
     # The demonstration is a right completion of the student's own group, not an expert's.
@@ -891,7 +891,7 @@ METHODS = {
     # Without overlong shaping, and with a limit to the rounds of drawing anew.
     "dapo": Method("Yu et al. 2503.14476", reward_weight=1.0, clip_high=0.28, resample=2),
     # Two weighted losses: with one update a batch the weighted advantages of [1].
-    "sdpo_grpo": Method("Huebotter et al. 2601.20802, hybrid", **EMA, reward_weight=0.9,
+    "sdpo_grpo": Method("Huebotter et al. 2601.20802, hybrid", 1e-4, **EMA, reward_weight=0.9,
                         advantage="group_without_std"),
     # Reward adapts the base model with the context in its prompt; [10] takes a public checkpoint.
     "rlvr_teacher": Method("Zhu et al. 2605.11182", teacher="external", external_teacher="adapted"),

@@ -15,8 +15,7 @@ order GRPO is not last: at a rate of its own it learns as fast not to guess.
 from lab.claims.arms import CONTEXTS, GRPO, LARGER
 from lab.claims.statements import Panel, Quantity, mean_reward, over_steps, room
 
-# The best of 3e-4 and 1e-3 in an earlier world: noisier estimators take no faster one.
-AVERAGED, SAMPLED = (f"--credit {kind} --learning_rate 3e-4" for kind in ("averaged", "sampled"))
+AVERAGED, SAMPLED = "--credit averaged", "--credit sampled"
 ARMS = {
     "full": CONTEXTS["feedback"],
     "averaged": f"{CONTEXTS['feedback']} {AVERAGED}",
