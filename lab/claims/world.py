@@ -22,7 +22,7 @@ ARMS = {
     "grpo": MeasuredRun("careful", GRPO),
     "sdpo": MeasuredRun("careful", SDPO),
     "grpo, no function": f"{GRPO} {NO_FUNCTION}",
-    "sdpo, no function": f"{SDPO} {NO_FUNCTION}",
+    "sdpo, no function": MeasuredRun("careful", f"{SDPO} {NO_FUNCTION}"),
 }
 
 
@@ -69,7 +69,12 @@ MUST: list[Statement] = [
     change(fresh, "grpo, no function") > -0.05, change(fresh, "sdpo, no function") > -0.05,
     lost("wrong") < 0, lost("right") > -0.05,
 ]
-ALSO = [change("longer.accuracy", arm) for arm in ("grpo", "sdpo", "sdpo, no function")]
+LONGER = "longer problems: completions with steps that leave an operation out"
+ALSO = [
+    *(change("longer.accuracy", arm) for arm in ("grpo", "sdpo", "sdpo, no function")),
+    *(measured("left_out_frac_longer", f"{LONGER}, {arm}", arm)
+      for arm in ("base", "sdpo", "sdpo, no function")),
+]
 
 
 class Plain(Universe):

@@ -12,7 +12,7 @@ import minisd
 from lab import storage
 from lab.measures.formulas import ratio
 from lab.measures.probe import Probe, Settings
-from lab.measures.steps import force_glance
+from lab.measures.steps import STEP_PATTERN, force_glance, leaves_out
 from toy_tasks import MARKER, TOKEN_ID, Example, Problem, ToyTask, draw_split
 
 # More than one operation in a step, and whether the next token is the marker.
@@ -24,9 +24,9 @@ def measure_careful(settings: Settings, folder: Path | None = None) -> dict:
     """Accuracy with and without doubt, of the base model or, with a folder, of a run's student.
 
     Of every split but train: accuracy, share of direct answers, and, of the completions that the
-    model wrote freely, glances and the share of them that the marker follows. careful: the marker
-    is the first token. banned: it is that, and never written again. See `measure_forced` for the
-    rest. None stands for the mean of nothing.
+    model wrote freely, glances and the share of them that the marker follows; left_out: the share
+    of those with steps that miss an operation. careful: the marker is the first token. banned: it
+    is that, and never written again. See `measure_forced` for the rest. None: of nothing.
     """
     if folder:
         model = storage.load_student(folder / "student.pt", "--run", settings.device)
@@ -48,6 +48,8 @@ def measure_split(probe: Probe, split: str) -> dict[str, float | None]:
     _, careful = probe.go_on(model, examples, prefixes=opened)
     _, banned = probe.go_on(model, examples, prefixes=opened, pick=without_marker)
     means = [task.measures(text, e)["direct_frac"] for text, e in zip(texts, examples)]
+    left_out = [leaves_out(e.problem, text) for text, e in zip(texts, examples)
+                if STEP_PATTERN.search(text)]
     glances = [bool(marker) for text in texts for marker in GLANCE_PATTERN.findall(text)]
     return {
         f"{split}_accuracy_frac": rewards.mean().item(),
@@ -56,6 +58,7 @@ def measure_split(probe: Probe, split: str) -> dict[str, float | None]:
         f"banned_{split}_accuracy_frac": banned.mean().item(),
         f"glances_per_completion_{split}": len(glances) / len(texts),
         f"checked_glances_frac_{split}": ratio(sum(glances), len(glances)),
+        f"left_out_frac_{split}": ratio(sum(left_out), len(left_out)),
     }
 
 

@@ -85,6 +85,26 @@ def first_wrong_step(problem: Problem, completion: str) -> int | None:
     return len(encode(completion[: steps[-1].start])) + steps[-1].wrong
 
 
+def leaves_out(problem: Problem, completion: str) -> bool:
+    """Whether the first fault of the steps is that an operation is missing.
+
+    The next one stands in its place, or the steps end before the problem does.
+
+    >>> leaves_out(Problem.parse("3*7+4-8"), "3*7=1; 1-8=3; answer 3")
+    True
+    >>> leaves_out(Problem.parse("3*7+4-8"), "3*7=1; 1+4=6; 6-8=8; answer 8")
+    False
+    """
+    steps = steps_of(problem, completion)
+    if not steps:
+        return False
+    last = steps[-1]
+    if last.wrong is None:
+        return last.end < len(problem.operators)
+    following = right_step(problem, last.place + 1, 1)[1:3]  # such as -8
+    return 0 < last.wrong < 3 and last.text[1:3] == following
+
+
 def is_faultless(problem: Problem, completion: str, *, checked: bool = False) -> bool:
     """True if the completion is right steps that do the whole problem, and the right answer.
 

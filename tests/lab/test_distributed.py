@@ -40,20 +40,20 @@ CPU = torch.device("cpu")
 CASES = {  # name: settings; groups: the problems of each process
     **{r: {"method": "sdpo_grpo", "kl_coef": 0.3, "reduction": r, "micro_batch": 3}
        for r in minisd.REDUCTIONS},
-    "odd groups": {"method": "sdpo_grpo", "groups": 3, "group_size": 2, "micro_batch": 4},
+    "odd groups, resampled": {"method": "sdpo_grpo", "groups": 3, "group_size": 2, "resample": 3,
+                              "micro_batch": 4, "temperature": 2.0},
     "sequence": {"method": "sequence_kl", "importance_cap": 2.0, "reduction": "token_mean"},
-    "trust region": {"method": "sdpo", "teacher": "trust_region", "teacher_update_rate": 0.3},
     "snapshot": {"method": "sdft", "teacher": "snapshot", "teacher_every": 1, "chunk_tokens": 7,
                  "activation_checkpointing": True},
-    "teacher writes": {"method": "opsd", "student_frac": 0.5, "micro_batch": 3},
-    "resampled": {"method": "dapo", "resample": 3, "temperature": 2.0},
+    "teacher writes": {"method": "opsd", "student_frac": 0.5, "micro_batch": 3,
+                       "teacher": "trust_region", "teacher_update_rate": 0.3},
     "nothing for one": {"method": "sdft", "rewards_of": 0},  # only of this process are not all 0
 }
 # With divided weights once, whatever the reduction: totals are made before them.
 SHARDS = [(name, shard) for name in CASES for shard in (False, True)
           if not shard or name not in [*minisd.REDUCTIONS][1:]]
 ONE_LAYER = {"n_layers": 1}  # in whole runs: what fully_shard costs grows with the weights' number
-EVALUATED = ["trust region", "snapshot"]
+EVALUATED = ["teacher writes", "snapshot"]
 ADAPTED = {"shard": None, "method": "rlvr_teacher", "adapt_steps": 1}
 RUNS = {  # name: flags of a whole run, and in which step it is stopped to be gone on with
     "whole": {}, "whole stopped": {"stop_in": 2},

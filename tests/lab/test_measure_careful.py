@@ -90,12 +90,14 @@ def test_a_split_is_written_freely_carefully_and_without_doubt(asked, monkeypatc
         "longer_accuracy_frac": 0.75, "longer_direct_frac": 0.25,
         "careful_longer_accuracy_frac": 0.5, "banned_longer_accuracy_frac": 0.5,
         "glances_per_completion_longer": 0.5, "checked_glances_frac_longer": 0.5,
+        "left_out_frac_longer": 0.0,
     }
     assert drawn == [("longer", 9)]
     assert [call["prefixes"] for call in asked] == [[encode(MARKER)] * 4] * 2
     assert [call["pick"] for call in asked] == [minisd.pick_token, careful.without_marker]
-    texts[:] = ["answer 4"] * 4
-    assert careful.measure_split(probe, "longer")["checked_glances_frac_longer"] is None
+    texts[:] = ["3+7=0; answer 0", "3+7=0; 0+4=4; answer 4", "answer 4", "answer 4"]
+    found = careful.measure_split(probe, "longer")
+    assert found["checked_glances_frac_longer"] is None and found["left_out_frac_longer"] == 0.5
 
 
 def test_forced_glances_are_those_that_the_names_say(asked, monkeypatch):
@@ -144,7 +146,7 @@ def test_the_command_measures_the_base_model_or_the_student_of_a_run(tmp_path, m
     world += ["--max_new_tokens", "8"]
     base = numbers(*world, "--eval_problems", "5")
     splits = ("fresh", "longer", "new_operators")
-    assert len(base) == 6 * len(splits) + 8
+    assert len(base) == 7 * len(splits) + 8
     assert all(f"careful_{split}_accuracy_frac" in base for split in splits)
     student = numbers("--run", str(tmp_path), "--eval_problems", "5")
     assert base.keys() == student.keys() and base != student

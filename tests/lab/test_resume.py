@@ -145,7 +145,6 @@ def refused(capsys, monkeypatch, arguments: list[str], code: int = 2) -> str:
 # Going on -----------------------------------------------------------------------------------------
 
 RUNS = [
-    {"method": "sdpo", "teacher_update_rate": 0.3},
     {"method": "sdpo", "teacher": "trust_region", "teacher_update_rate": 0.3},
     {"method": "sdpo", "teacher": "snapshot", "teacher_every": 2},
     {"method": "contrast"},
