@@ -155,4 +155,4 @@ def test_the_command_measures_the_base_model_or_the_student_of_a_run(tmp_path, m
     monkeypatch.setattr(storage, "load_student", lambda *_: build_gpt(1, **SIZE))
     assert numbers("--run", str(tmp_path), "--eval_problems", "5") == base
     small = numbers("--world", "operators=+,max_operations=1", "--eval_problems", "2")
-    assert len(small) == 6 + 8 and small["forced_wrong_glance_teacher"] is None
+    assert len(small) == 7 + 8 and small["forced_wrong_glance_teacher"] is None
