@@ -53,6 +53,7 @@ class Run:
     save_every: int = 50  # steps between checkpoints, for --resume; 0: only when interrupted
     out_dir: str = ""  # where results go; empty: out/<method>-<seed>
     cache_dir: str = "out/base"  # where base models are kept
+    pretrain: bool = False  # a base model made here, instead of the one that ships
 
     def __post_init__(self):
         least = {"train_problems": 0, "save_every": 0, "threads": 0, "seed": 0}
@@ -103,8 +104,8 @@ class Settings:
         return any(weights == "external" for _, weights, _ in self.method.terms)
 
     def pretraining(self, device: torch.device) -> dict[str, Any]:
-        steps, folder = self.toy.pretrain_steps, self.run.cache_dir
-        return {"steps": steps, "cache_dir": folder, "device": device.type}
+        how = {"cache_dir": self.run.cache_dir, "here_made": self.run.pretrain}
+        return how | {"steps": self.toy.pretrain_steps, "device": device.type}
 
     @property
     def sizes(self) -> Sizes:
@@ -152,6 +153,7 @@ def train(
             if log and (n % run.eval_every == 0 or n == steps):
                 evaluation = evaluated(settings, task, state.teacher)
                 log.evaluation(n, evaluation, task)
+                report.draw_so_far(settings, task, log, notes, evaluation)
 
             # 5. The state is saved, now and then and before a stop.
             stop = stop_signal()
@@ -294,8 +296,7 @@ def train_and_report(settings: Settings, device: torch.device) -> dict[str, Any]
         else:
             storage.save_student(folder / "student.pt", trained)
         summary = report.summary_of(settings, task.splits, notes, after)
-        title = f"{run.method}, seed {run.seed}: {settings.method.source}"
-        report.draw_curves(folder / "curves.png", title, log.rows, summary)
+        report.draw(settings, log.rows, summary)
         summary["wall_s"] = time.perf_counter() - begun
         storage.write_json(folder / "summary.json", summary)
         return summary

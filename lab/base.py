@@ -1,4 +1,10 @@
-"""The base models of the toy: pretrained on documents, kept under a hash of their recipe."""
+"""The base models of the toy: pretrained on documents, kept under a hash of their recipe.
+
+python -m lab.base      # makes the one that ships with the program anew: lab/bases/, 0.6 MB
+
+The default's ships, so that a first run need not wait. Whatever changes its recipe (model, world,
+documents, this file's pretraining) changes the hash in its name, and a model is pretrained.
+"""
 
 import dataclasses
 import functools
@@ -14,6 +20,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +37,7 @@ SIZES = {"base": SHAPE, "larger": SHAPE | {"n_layers": 3}}
 EXTERNAL_BASES = {"larger": ("larger", {}), "other_style": ("base", {"functional_markers": False})}
 # External teachers use one fixed seed, as a downloaded checkpoint would.
 EXTERNAL_SEED = 1000
+BASES = Path(__file__).parent / "bases"  # what ships
 PRETRAIN_TOKENS = 1024  # per step
 MUON = {"lr": 0.02, "momentum": 0.85, "weight_decay": 0.1}  # hidden matrices
 ADAMW = {"lr": 0.011, "betas": (0.9, 0.99), "weight_decay": 0.0}  # embedding, head and norms
@@ -129,21 +138,30 @@ def pretrain(model: GPT, world: World, steps: int, seed: int) -> None:
 
 @functools.cache
 def sources() -> str:
-    """A hash of the code that determines the weights: documents, model, this file.
+    """A hash of the code that determines the weights: documents, model, pretraining.
 
     An edited loss keeps the base models.
     """
     parts = (minisd.GPTConfig, minisd.RMSNorm, minisd.Attention, minisd.rotate, minisd.MLP)
-    parts += (minisd.Block, minisd.GPT, minisd.rope_table, toy_tasks, sys.modules[__name__])
-    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()
+    parts += (minisd.Block, minisd.GPT, minisd.rope_table, toy_tasks)
+    parts += (pretrain_batches, Muon, orthogonal, written, pretrain)
+    text = "".join(map(inspect.getsource, parts)) + str((PRETRAIN_TOKENS, MUON, ADAMW))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def recipe_hash(world: World, seed: int, steps: int, size: str, device: str) -> str:
-    """16 digits that stand for all that determines the weights, the code included."""
-    # Version, threads (the order of additions) and device change the last bits of sums.
-    recipe = [dataclasses.asdict(world), dataclasses.asdict(shape_of(size)), seed, steps, device]
-    recipe += [torch.__version__, torch.get_num_threads(), sources()]
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+def recipe_hash(world: World, seed: int, steps: int, size: str, **where: str) -> str:
+    """16 digits that stand for all that determines the weights, the code included.
+
+    where: what changes their last bits alone, such as the device; a shipped model has none of it.
+    """
+    recipe = [dataclasses.asdict(world), dataclasses.asdict(shape_of(size)), seed, steps]
+    return hashlib.sha256(json.dumps([recipe, where, sources()]).encode()).hexdigest()[:16]
+
+
+def here(device: str) -> dict[str, str]:
+    """Version, threads (the order of additions) and device change the last bits of sums."""
+    threads = str(torch.get_num_threads())
+    return {"device": torch.device(device).type, "torch": torch.__version__, "threads": threads}
 
 
 def shape_of(size: str) -> GPTConfig:
@@ -152,15 +170,22 @@ def shape_of(size: str) -> GPTConfig:
 
 def base_model(
     world: World, seed: int, *, steps: int = Toy.pretrain_steps, size: str = "base",
-    device: str = "cpu", cache_dir: str = "out/base",
+    device: str = "cpu", cache_dir: str = "out/base", here_made: bool = False,
 ) -> tuple[GPT, float]:
-    """The pretrained model, from the cache if possible, and the seconds its pretraining took.
+    """The pretrained model, shipped or kept if possible, and the seconds its pretraining took.
 
-    Two processes that ask for the same model at once: the second waits for the first.
+    here_made: not the shipped one. Two processes that ask for the same model at once: the second
+    waits for the first.
     """
-    name = f"{size}-{recipe_hash(world, seed, steps, size, torch.device(device).type)}.pt"
-    path = Path(cache_dir) / name
     model = GPT(shape_of(size), torch.Generator().manual_seed(seed)).to(device)
+    shipped = BASES / f"{size}-{recipe_hash(world, seed, steps, size)}.safetensors"
+    if shipped.exists() and not here_made:
+        with safe_open(shipped, framework="pt") as file:
+            seconds = float(file.metadata()["pretrain_s"])
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        print(f"base model: shipped, made by --pretrain in {seconds:.0f} s", flush=True)
+        return model, seconds
+    path = Path(cache_dir) / f"{size}-{recipe_hash(world, seed, steps, size, **here(device))}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     if not path.exists():
         with FileLock(f"{path}.lock"):
@@ -179,13 +204,28 @@ def base_model(
     return model.to(device), float(saved["pretrain_s"])
 
 
-def external_base(
-    name: str, world: World, *, steps: int = Toy.pretrain_steps, device: str = "cpu",
-    cache_dir: str = "out/base",
-) -> tuple[GPT, float]:
-    """The base model that --external_teacher names, one for all seeds."""
+def external_base(name: str, world: World, **how) -> tuple[GPT, float]:
+    """The base model that --external_teacher names, one for all seeds; how: as `base_model`."""
     size, changes = EXTERNAL_BASES[name]
-    world = dataclasses.replace(world, **changes)
-    return base_model(
-        world, EXTERNAL_SEED, steps=steps, size=size, device=device, cache_dir=cache_dir
-    )
+    return base_model(dataclasses.replace(world, **changes), EXTERNAL_SEED, size=size, **how)
+
+
+def ship() -> Path:
+    """Pretrains the default's base model and puts it in place of the one that ships."""
+    torch.set_num_threads(1)
+    world, steps = World(), Toy.pretrain_steps
+    model = GPT(shape_of("base"), torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    pretrain(model, world, steps, 0)
+    seconds = time.perf_counter() - start
+    path = BASES / f"base-{recipe_hash(world, 0, steps, 'base')}.safetensors"
+    BASES.mkdir(exist_ok=True)
+    for older in BASES.glob("*.safetensors"):
+        older.unlink()
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, path, metadata={"pretrain_s": f"{seconds:.1f}"})
+    return path
+
+
+if __name__ == "__main__":
+    print(f"written: {ship()}")

@@ -308,6 +308,22 @@ def brief(text: str, length: int = 120) -> str:
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
+def draw(settings: Any, rows: list[dict], summary: dict) -> None:
+    """curves.png in the folder of a run."""
+    run = settings.run
+    title = f"{run.method}, seed {run.seed}: {settings.method.source}"
+    draw_curves(run.folder / "curves.png", title, rows, summary)
+
+
+def draw_so_far(settings: Any, task: Any, log: Log, notes: dict, after: dict) -> None:
+    """curves.png after the first evaluation of a longer run, so that nobody waits for the end."""
+    evaluations = sum(row["kind"] == "evaluation" for row in log.rows)
+    if not log.file or evaluations != 2 or log.rows[-1]["step"] == settings.run.steps:
+        return
+    draw(settings, log.rows, summary_of(settings, task.splits, notes, after))
+    log.say(f"a first picture: {settings.run.folder / 'curves.png'}")
+
+
 def draw_curves(path: Path, title: str, rows: list[dict], summary: dict) -> None:
     """curves.png: what happened over the steps, and three prompts before and after."""
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import minisd
 import toy_tasks
 import train_gpt
 from lab import base, flags, hf, report, storage
+from lab.evaluation import evaluate
 from lab.extra_losses import ERROR_PARTS
 from minisd import GPT, METHODS, GPTConfig, Method
 
@@ -345,9 +347,9 @@ def test_damaged_results_are_named(cache_dir, tmp_path):
 # Base models --------------------------------------------------------------------------------------
 
 
-def test_the_cached_base_model_is_never_stale(monkeypatch):
-    """Catches a cache key that forgets something on which the weights depend."""
-    usual = {"world": toy_tasks.World(), "seed": 0, "steps": 2, "size": "base", "device": "cpu"}
+def test_a_kept_base_model_is_never_stale(monkeypatch):
+    """Catches a name that forgets something on which the weights depend."""
+    usual = {"world": toy_tasks.World(), "seed": 0, "steps": 2, "size": "base"}
     changes = ({}, {"world": toy_tasks.World(glance_rate=0)}, {"seed": 1}, {"steps": 3},
                {"size": "larger"}, {"device": "cuda"})
     found = [base.recipe_hash(**usual | change) for change in changes]
@@ -355,19 +357,25 @@ def test_the_cached_base_model_is_never_stale(monkeypatch):
     source = inspect.getsource
     edited = lambda part: source(part) + "#" * (part is toy_tasks)  # noqa: E731
     for owner, name, value in (
-        (torch, "__version__", "1.0"), (torch, "get_num_threads", lambda: 7),
         (minisd, "rotate", minisd.kl), (minisd, "Attention", minisd.MLP),
-        (inspect, "getsource", edited),
+        (base, "written", base.pretrain), (base, "MUON", base.MUON | {"lr": 0.03}),
+        (base, "PRETRAIN_TOKENS", 512), (inspect, "getsource", edited),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             base.sources.cache_clear()
             found.append(base.recipe_hash(**usual))
     base.sources.cache_clear()
-    assert len(set(found)) == len(changes) + 5
+    assert len(set(found)) == len(changes) + 6
     with monkeypatch.context() as patch:  # an edited loss keeps it
         patch.setattr(minisd, "forward_kl", minisd.reverse_kl)
         assert base.recipe_hash(**usual) == found[0]
+    usual = base.here("cpu")
+    for name, value in (("__version__", "1.0"), ("get_num_threads", lambda: 7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, name, value)
+            assert base.here("cpu") != usual
+    assert base.here("meta") != usual == base.here("cpu")
 
 
 def test_a_base_model_is_pretrained_once(tmp_path, capfd):
@@ -377,6 +385,49 @@ def test_a_base_model_is_pretrained_once(tmp_path, capfd):
         base.base_model(toy_tasks.World(), 0, **how) for _ in range(2))
     assert capfd.readouterr().out.count("pretraining of 1 steps") == 1 and seconds == same
     assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+
+
+def test_the_shipped_base_model_is_of_this_recipe_and_small():
+    """Catches a recipe that was edited without making the file anew (python -m lab.base)."""
+    (path,) = base.BASES.iterdir()
+    steps = toy_tasks.Toy.pretrain_steps
+    assert path.stem == f"base-{base.recipe_hash(toy_tasks.World(), 0, steps, 'base')}"
+    assert path.stat().st_size <= 700_000
+
+
+def test_what_is_shipped_is_taken_and_nothing_else_for_it(tmp_path, monkeypatch, capfd):
+    """Catches a shipped model that is passed over, or that stands in for another recipe."""
+    monkeypatch.setattr(base, "BASES", tmp_path / "bases")
+    monkeypatch.setattr(base.Toy, "pretrain_steps", 1)
+    path = base.ship()
+    assert [*base.BASES.iterdir()] == [path] == [base.ship()]
+    how = {"steps": 1, "cache_dir": str(tmp_path / "kept")}
+    taken, seconds = base.base_model(toy_tasks.World(), 0, **how)
+    assert not (tmp_path / "kept").exists()
+    said = capfd.readouterr().out
+    assert said == f"base model: shipped, made by --pretrain in {seconds:.0f} s\n"
+    made, _ = base.base_model(toy_tasks.World(), 0, here_made=True, **how)
+    assert "pretraining of 1 steps" in capfd.readouterr().out
+    assert torch.equal(taken.lm_head.weight, made.lm_head.weight)
+    for world, seed, steps in ((toy_tasks.World(), 1, 1), (toy_tasks.World(), 0, 2),
+                               (toy_tasks.World(glance_rate=0), 0, 1)):
+        base.base_model(world, seed, **how | {"steps": steps})
+        assert f"pretraining of {steps} steps" in capfd.readouterr().out
+    settings, _ = train_gpt.parse(["--pretrain"])
+    assert settings.pretraining(CPU)["here_made"] and not train_gpt.parse([])[0].run.pretrain
+
+
+@pytest.mark.skipif("MINISD_PRETRAIN" not in os.environ, reason="MINISD_PRETRAIN is not set: 100 s")
+def test_pretraining_finds_a_model_as_good_as_the_shipped_one(tmp_path):
+    """Catches a shipped model that this code does not make."""
+    how, task = {"cache_dir": str(tmp_path)}, toy_tasks.Toy().make_task(64, 0)
+    models = [base.base_model(toy_tasks.World(), 0, here_made=made, **how)[0]
+              for made in (False, True)]
+    for split in task.splits:
+        shipped, made = (
+            evaluate(task, model, split, count=512, seed=0,
+                     sizes=minisd.Sizes(max_new_tokens=96)).means for model in models)
+        assert abs(shipped["accuracy_frac"] - made["accuracy_frac"]) < 2 * (0.5 / 512) ** 0.5
 
 
 def test_an_external_base_model_is_one_for_all_seeds(tmp_path):
