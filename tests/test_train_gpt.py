@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 EASY_WORLD = ("operators=+,max_operations=2,drills_first=0,direct_rate.none=0.2,"
               "direct_rate.solution=1,persona_rate=0.3")
 # A run of seconds on a base model that has learned this world.
-EASY = {"world": EASY_WORLD, "train_problems": 16, "pretrain_steps": 150, "max_new_tokens": 32,
+EASY = {"world": EASY_WORLD, "train_problems": 16, "pretrain_steps": 110, "max_new_tokens": 32,
         "eval_problems": 32, "eval_every": 100, "threads": 1}
 # A run of a moment on one that has learned nothing: for everything but learning.
 QUICK = EASY | {"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 12,
@@ -74,8 +74,8 @@ REWARDED = ("grpo", "dr_grpo", "dapo", "sdpo_grpo")
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory, cache_dir):
     """The summary of a run that learns something, made once."""
-    by_reward = {"steps": 12, "batch_size": 64, "learning_rate": 0.0015}
-    quickly = {"steps": 5, "batch_size": 32, "learning_rate": 0.002, "eval_problems": 16}
+    by_reward = {"steps": 8, "batch_size": 64, "learning_rate": 0.0015}
+    quickly = {"steps": 4, "batch_size": 32, "learning_rate": 0.002, "eval_problems": 16}
     changes = dict.fromkeys(REWARDED, by_reward) | dict.fromkeys(DISTILLED, quickly)
     changes["rlvr_teacher"] = by_reward | {"steps": 4, "adapt_steps": 6}
     changes["sft_then_sdpo"] = quickly | {"warm_start_steps": 2}
