@@ -11,6 +11,12 @@ within 5 points: what the student loses is checking, and behind right glances, w
 from wrong ones, the teacher does not check either. As many tokens scattered over the same
 completions take it down as well. The tokens after the error are harmful alone, too (at least 10
 points). The wrong token is worth its loss: with it accuracy on the pool ends higher than without.
+
+Found: The claim fails, as we expected. Without the tokens after the first wrong one accuracy on
+fresh problems ends where it ends with all: -.01 [-.02, .01] apart, and so it does with as many
+scattered tokens. In the first universe the tokens after the error are harmful alone (-.22). The
+wrong token is worth its loss as predicted: with it accuracy on the pool ends .11 higher than
+without. Trained alone it gains less than predicted, .03 instead of .05.
 """
 
 from lab.claims.arms import SDPO

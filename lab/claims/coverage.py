@@ -10,6 +10,11 @@ the change of accuracy differs by at least 20 points, about 50. Memory alone is 
 GRPO, which suppresses nothing and sees the same problems, gains on both, with less than half of
 that difference. Where the markers have no function, endless problems do no harm. Outside of the
 pool accuracy falls whatever its size, and the smaller the pool, the further.
+
+Found: As predicted, and larger: on 8 problems self-distillation gains, on endless ones it loses,
+.58 [.52, .64] apart. GRPO sees the same problems and differs by .04 [-.02, .10]. Outside of the
+pool accuracy falls either way, and further with the smaller pool. Where markers have no function
+endless problems do no harm.
 """
 
 from lab.claims.arms import ENDLESS, GRPO, NO_FUNCTION, SDPO

@@ -13,6 +13,12 @@ to answer at once. Under the solution the dense signal is the slower one, since 
 manner first. The gradient of a batch has the higher signal-to-noise ratio, and is not unbiased:
 under the solution its cosine to the gradient of the reward is lower than GRPO's by 0.3 or more,
 with feedback higher than under the solution.
+
+Found: There is no lead to speak of: .010 [-.010, .030] of mean reward. At twice the learning rate
+it is there in three of four, at half it is not: a method that is limited by its rate gains from a
+higher one. As one number per completion the same signal is slower than rewards, -.021 [-.036,
+-.006]. As predicted the dense signal has the higher signal-to-noise ratio, and under the solution
+it points against the reward's gradient.
 """
 
 from lab.claims.arms import CONTEXTS, GRPO, SDPO, Measure
