@@ -260,7 +260,8 @@ def chosen(before: Evaluation, task: Task) -> list[dict]:
     lengths = sorted(range(len(examples)), key=lambda i: len(prompt_of(examples[i])))
     return [
         {"index": i, "prompt": prompt_of(examples[i]), "answer": answer_of(examples[i], task)}
-        | {"before": before.texts[i], "before_right": before.rewards[i] == 1}
+        # str: a Cut would be a class in the saved state, which is read without classes.
+        | {"before": str(before.texts[i]), "before_right": before.rewards[i] == 1}
         for i in (lengths[int(share * (len(lengths) - 1))] for share in (0.3, 0.6, 0.9))
     ]
 
@@ -269,7 +270,7 @@ def samples(before: list[dict], after: Evaluation) -> list[dict]:
     """The `chosen` problems with what is answered after training as well."""
     return [
         {name: value for name, value in row.items() if name != "index"}
-        | {"after": after.texts[row["index"]], "after_right": after.rewards[row["index"]] == 1}
+        | {"after": str(after.texts[row["index"]]), "after_right": after.rewards[row["index"]] == 1}
         for row in before
     ]
 

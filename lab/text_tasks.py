@@ -182,7 +182,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
 
 
-# 3. Markers --------------------------------------------------------------------------------------
+# 3. Markers ---------------------------------------------------------------------------------------
 
 # The ten words that Kim et al., arXiv:2603.24472, count.
 TEXT_MARKERS = (

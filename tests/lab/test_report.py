@@ -160,7 +160,7 @@ def test_cut_completions_are_warned_of_and_shown(capsys, tmp_path):
     log.evaluation(0, {"fresh": evaluation}, None)
     assert capsys.readouterr().err.count(said) == 1 and log.rows[0]["fresh"]["cut_frac"] == 0.5
     table = report.before_after_table(summary_of(means, cut_frac=0.25))
-    assert "cut" in table.splitlines()[0] and "0.50 ->  0.25" in table
+    assert table.splitlines()[0].split()[-1] == "cut" and "0.50 ->  0.25" in table
 
 
 # Checks -------------------------------------------------------------------------------------------
@@ -261,6 +261,10 @@ def test_samples_are_the_same_problems_of_rising_length():
     assert [row["answer"] for row in rows] == ["2", "3", "4"]
     assert all(row["before"] == f"b{row['answer']}" for row in rows)
     assert [row["after_right"] for row in rows] == [False, True, False]
+    cut = Evaluation({}, examples, [Cut("c")] * 5, [0.0] * 5)  # torch.load refuses its class
+    texts = [row[when] for row in report.samples(report.chosen(cut, None), cut)
+             for when in ("before", "after")]
+    assert {*map(type, texts)} == {str}
     plain = Evaluation({}, ["ab", "cde"], ["b", "e"], [0.0, 0.0])
     task = SimpleNamespace(reference=lambda example, rng: example[::-1])
     assert report.chosen(plain, task)[0]["answer"] == "ba"
