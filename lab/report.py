@@ -18,6 +18,7 @@ import minisd
 from lab import distributed, storage
 from lab.base import shape_of
 from lab.evaluation import Evaluation
+from lab.graders import Cut
 from lab.words import DIVERGENCES, in_words_of, method_table  # noqa: F401
 from minisd import GPT, Batch, Completions, Method, Prompts, Sizes, Task
 
@@ -106,8 +107,9 @@ class Log:
         return row
 
     def evaluation(self, n: int, results: dict[str, Evaluation], task: Task) -> None:
-        """The means after step n, and three wrong answers as text."""
+        """The means after step n, three wrong answers as text, a warning if most are cut off."""
         self.write("evaluation", {"step": n} | {k: e.means for k, e in results.items()})
+        self.warn_of_cuts(max(e.means.get("cut_frac", 0.0) for e in results.values()))
         for line in failures(results[main_split(results)], task) if n else ():
             self.say(line)
 
@@ -122,6 +124,11 @@ class Log:
         if not self.quiet:
             tqdm.write(text)
 
+    def warn_of_cuts(self, share: float) -> None:
+        if share > 1 / 3:
+            self.warn("more than a third of the completions are cut off at --max_new_tokens, and "
+                      "earn 0")
+
     def warn(self, text: str) -> None:
         if self.file and text not in self.warned:
             self.warned.add(text)
@@ -133,6 +140,7 @@ def warn_of_flat_signals(
 ) -> None:
     """Says once, in words, that a part of the learning is silently off. steps: of the whole run."""
     groups, rate = batch.by_group(), method.teacher_update_rate
+    log.warn_of_cuts(sum(isinstance(row.text, Cut) for row in batch.rows) / len(batch.rows))
     if method.reward_weight > 0 and (groups == groups[:, :1]).all():
         log.warn("all rewards are equal within every group: the policy gradient is zero")
     kinds = {c for _, _, c in method.terms} - {"none"}
@@ -212,6 +220,7 @@ MEASURES = {  # measured quantity: title of its picture, heading of its column
     "markers_per_completion": ("epistemic markers per completion", "markers"),
     "direct_frac": ("share of direct answers (fraction)", "direct"),
     "completion_tokens": ("completion length (tokens)", "tokens"),
+    "cut_frac": ("share cut off at the length limit (fraction)", "cut"),
 }
 HIDDEN = {"remark_frac"}  # in summary.json alone
 
@@ -251,7 +260,8 @@ def chosen(before: Evaluation, task: Task) -> list[dict]:
     lengths = sorted(range(len(examples)), key=lambda i: len(prompt_of(examples[i])))
     return [
         {"index": i, "prompt": prompt_of(examples[i]), "answer": answer_of(examples[i], task)}
-        | {"before": before.texts[i], "before_right": before.rewards[i] == 1}
+        # str: a Cut would be a class in the saved state, which is read without classes.
+        | {"before": str(before.texts[i]), "before_right": before.rewards[i] == 1}
         for i in (lengths[int(share * (len(lengths) - 1))] for share in (0.3, 0.6, 0.9))
     ]
 
@@ -260,7 +270,7 @@ def samples(before: list[dict], after: Evaluation) -> list[dict]:
     """The `chosen` problems with what is answered after training as well."""
     return [
         {name: value for name, value in row.items() if name != "index"}
-        | {"after": after.texts[row["index"]], "after_right": after.rewards[row["index"]] == 1}
+        | {"after": str(after.texts[row["index"]]), "after_right": after.rewards[row["index"]] == 1}
         for row in before
     ]
 

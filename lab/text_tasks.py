@@ -1,22 +1,31 @@
 """Problems in words from a JSONL file: the task that a real checkpoint is trained on.
 
-    1 reading examples   2 contexts and prompts   3 rewards and markers   4 the task
+    1 reading examples   2 contexts and prompts   3 markers   4 the task
 
-A new context is one row of `CONTEXT_TEMPLATES`; a new reward is one function and one row of
-`TEXT_REWARDS`.
+A new context is one row of `CONTEXT_TEMPLATES`; rewards stand in lab/graders.py.
 """
 
 import dataclasses
+import itertools
 import json
 import random
 import re
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.graders import (  # noqa: F401 (the rewards are known by this name as well)
+    TEXT_REWARDS,
+    Cut,
+    Unfinished,
+    last_boxed,
+    last_number,
+    open_thought,
+    reward_boxed,
+    reward_exact,
+    reward_last_number,
+)
 from toy_tasks import FRESH_ONE_IN
 
 # 1. Reading examples ------------------------------------------------------------------------------
@@ -31,6 +40,7 @@ class TextExample:
     solution: str = ""
     feedback: str = ""
     rule: str = ""
+    where: str = field(default="", compare=False, repr=False)  # file and line, for messages
 
 
 def read_jsonl(path: str | Path) -> list[TextExample]:
@@ -66,7 +76,7 @@ def parse_record(record: Any, where: str) -> TextExample:
     gsm8k = "question" in record and "prompt" not in record
     renamed = record | {"prompt": record["question"]} if gsm8k else record
     values = {}
-    for name in (f.name for f in dataclasses.fields(TextExample)):
+    for name in (f.name for f in dataclasses.fields(TextExample) if f.compare):
         required = name in ("prompt", "answer")
         if required and name not in renamed:
             raise ValueError(f"{where}: lacks the field {name!r}")
@@ -84,11 +94,13 @@ def parse_record(record: Any, where: str) -> TextExample:
             raise ValueError(f"{where}: field 'answer' of a question lacks '#### '")
         # <<48/2=24>> is a note to GSM8K's calculator that no model writes by itself.
         solution = re.sub(r"<<[^>]*>>", "", solution).strip()
-        values |= {"solution": solution, "answer": answer.strip().replace(",", "")}
+        values |= {"solution": solution, "answer": answer.strip()}
+        # Thousands alone: the list 3,4 is not 34.
+        values["answer"] = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", values["answer"])
     for name in ("prompt", "answer"):
         if not values[name]:
             raise ValueError(f"{where}: field {name!r} is empty")
-    return TextExample(**values)
+    return TextExample(**values, where=where)
 
 
 # 2. Contexts and prompts --------------------------------------------------------------------------
@@ -170,7 +182,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
 
 
-# 3. Rewards and markers ---------------------------------------------------------------------------
+# 3. Markers ---------------------------------------------------------------------------------------
 
 # The ten words that Kim et al., arXiv:2603.24472, count.
 TEXT_MARKERS = (
@@ -178,56 +190,6 @@ TEXT_MARKERS = (
     "alternatively", "seems", "might", "likely", "check",
 )
 MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(TEXT_MARKERS)})\b", re.IGNORECASE)
-# A sign counts only where nothing stands before it that it could subtract from.
-NUMBER_PATTERN = re.compile(r"(?<![\w.])-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text, `$1,234.50` as 1234.50, or None."""
-    found = NUMBER_PATTERN.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(re.sub(r"[$,]", "", found[-1])) if found else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last complete \boxed{...} of a text, or None."""
-    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for end in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start:end].strip()
-    return None
-
-
-def reward_last_number(completion: str, reference: str) -> float:
-    """1.0 if the completion's last number is the reference answer's. Raises if that has none."""
-    expected = last_number(reference)
-    if expected is None:
-        raise ValueError(f"reward last_number: the answer {reference!r} has no number")
-    return float(last_number(completion) == expected)
-
-
-def reward_boxed(completion: str, reference: str) -> float:
-    r"""1.0 if the last \boxed{} holds the answer: the same number, or the same text but spaces."""
-    given = last_boxed(completion)
-    if given is None:
-        return 0.0
-    plain = [re.sub(r"\\[!,;]|\s", "", x).strip("$").removesuffix(".") for x in (given, reference)]
-    if all(NUMBER_PATTERN.fullmatch(x) for x in plain):
-        return float(last_number(plain[0]) == last_number(plain[1]))
-    return float(plain[0] == plain[1])
-
-
-def reward_exact(completion: str, reference: str) -> float:
-    """1.0 if the completion is the answer and nothing else, up to spaces around it."""
-    return float(completion.strip() == reference.strip())
-
-
-TEXT_REWARDS: dict[str, Callable[[str, str], float]] = {
-    "last_number": reward_last_number,
-    "boxed": reward_boxed,
-    "exact": reward_exact,
-}
 
 
 def count_markers(text: str) -> int:
@@ -260,6 +222,8 @@ class TextTask:
         self.tokenizer, self.reward_name, end_id = tokenizer, reward, tokenizer.eos_token_id
         self.end_ids = tuple(dict.fromkeys((end_id, *end_ids)))
         self.pad_id = end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # A template may begin the thought; what closes it is then the completion's to write.
+        self.thought_end = open_thought(text_prompt(tokenizer, examples[0])) if examples else ""
         self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
         for example in examples:
             # Spaces and capitals aside, so that no copy of a fresh problem is trained on.
@@ -274,9 +238,18 @@ class TextTask:
                     f"in {FRESH_ONE_IN}, by checksum, is kept for the fresh split)"
                 )
             for example in pool:
-                if self.reward(self.reference(example), example) < 1:
-                    answer = example.answer
-                    raise ValueError(f"reward {reward}: can never be 1 for the answer {answer!r}")
+                self.require_gradable(example)
+
+    def require_gradable(self, example: TextExample) -> None:
+        """Raises ValueError, naming the line, if the reward can never be 1 for an example."""
+        where = f"{example.where}: " if example.where else ""
+        try:
+            best = self.reward(self.reference(example), example)
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from None
+        if best < 1:
+            words = f"reward {self.reward_name}: can never be 1 for the answer {example.answer!r}"
+            raise ValueError(where + words)
 
     @property
     def attempts(self) -> dict[str, str]:
@@ -298,9 +271,17 @@ class TextTask:
         """See `text_context`; another problem, where one is shown, is a training problem."""
         other = None
         if template_row(kind).of_other:
-            others = [e for e in self.pools["train"] if e.answer != example.answer]
-            other = rng.choice(others) if others else None
+            pool = self.pools["train"]
+            # Drawn until one is wrong for the reward: 18.0 may be right where 18 is. Where nearly
+            # all are right, the first that is not.
+            drawn = itertools.chain((rng.choice(pool) for _ in range(100)), pool)
+            other = next((e for e in drawn if not self.same_answer(e, example)), None)
         return text_context(example, kind, attempt=attempt, other=other)
+
+    def same_answer(self, other: TextExample, example: TextExample) -> bool:
+        """Whether another example's answer earns the reward of this one."""
+        same = other.answer == example.answer
+        return same or self.reward(self.final_answer(other), example) == 1
 
     def prompt_ids(self, example: TextExample, context: str = "") -> list[int]:
         """What the student sees, or, with a context, the teacher; through the chat template."""
@@ -308,12 +289,15 @@ class TextTask:
 
     def reference(self, example: TextExample, rng: random.Random | None = None) -> str:
         """The solution, if there is one, and the answer in a box; the bare answer for `exact`."""
-        if self.reward_name == "exact":
-            return example.answer
-        return f"{example.solution}\n\n\\boxed{{{example.answer}}}".strip()
+        solution = "" if self.reward_name == "exact" else f"{example.solution}\n\n"
+        return f"{self.thought_end}\n\n{solution}{self.final_answer(example)}".strip()
+
+    def final_answer(self, example: TextExample) -> str:
+        """The shortest completion that is right."""
+        return example.answer if self.reward_name == "exact" else f"\\boxed{{{example.answer}}}"
 
     def reward(self, text: str, example: TextExample) -> float:
-        """1.0 or 0.0, by the row of TEXT_REWARDS."""
+        """1.0 or 0.0, by the row of TEXT_REWARDS; 0.0 for what `decode` has found to be cut."""
         return TEXT_REWARDS[self.reward_name](text, example.answer)
 
     def measures(self, text: str, example: TextExample) -> dict[str, float]:
@@ -321,6 +305,7 @@ class TextTask:
         return {
             "accuracy_frac": self.reward(text, example),
             "markers_per_completion": float(count_markers(text)),
+            "cut_frac": float(isinstance(text, Cut)),
         }
 
     def check_fit(self, kinds: list[str], max_new_tokens: int, context_window: int) -> None:
@@ -341,7 +326,17 @@ class TextTask:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids; padding and all other special tokens are left out."""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """Text of token ids up to their first end token, without padding and special tokens.
+
+        Cut by id: an end token need not be special, and would stay in the answer. Without one the
+        text is a `Cut`; one that ends inside a thought is `Unfinished`. Both earn nothing.
+        """
+        ends, how = set(self.end_ids), {"clean_up_tokenization_spaces": False}
+        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, **how)
+        if end == len(ids):
+            return Cut(text)
+        # The marks of a thought may be special.
+        whole = self.tokenizer.decode(ids[:end], skip_special_tokens=False, **how)
+        begun = self.thought_end.replace("/", "")
+        return Unfinished(text) if open_thought(begun + whole) else text

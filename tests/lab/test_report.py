@@ -12,6 +12,7 @@ import minisd
 import toy_tasks
 from lab import report, words
 from lab.evaluation import Evaluation
+from lab.graders import Cut
 from minisd import GPT, METHODS, GPTConfig, Method, Sizes
 from toy_tasks import ToyTask, World
 
@@ -141,6 +142,27 @@ def test_flat_signals_are_warned_of_once(capsys):
     assert not flat(METHODS["gkd"]) and "equal" not in "".join(flat(METHODS["sdpo"]))
 
 
+def test_cut_completions_are_warned_of_and_shown(capsys, tmp_path):
+    """Catches a limit that is too short and looks like a model that knows nothing."""
+    said = "more than a third of the completions are cut off at --max_new_tokens"
+    for cut, warned in ((1, 0), (2, 1)):
+        texts = [Cut("a")] * cut + ["b"] * (4 - cut)
+        rows = [minisd.Row(None, {"solution": "so"}, text=text) for text in texts]
+        batch = minisd.Batch(rows, {}, None, torch.arange(4.0), Sizes(groups=2, group_size=2))
+        log = report.Log(tmp_path, [])
+        for _ in range(2):
+            report.warn_of_flat_signals(METHODS["grpo"], batch, {"grad_norm": 1.0}, log)
+        means = {"accuracy_frac": 0.5, "cut_frac": cut / 4, "completion_tokens": 9.0}
+        evaluation = Evaluation(means, [], [], [])
+        log.evaluation(0, {"train": evaluation, "fresh": evaluation}, None)
+        assert capsys.readouterr().err.count(said) == warned
+    log = report.Log(tmp_path, [])
+    log.evaluation(0, {"fresh": evaluation}, None)
+    assert capsys.readouterr().err.count(said) == 1 and log.rows[0]["fresh"]["cut_frac"] == 0.5
+    table = report.before_after_table(summary_of(means, cut_frac=0.25))
+    assert table.splitlines()[0].split()[-1] == "cut" and "0.50 ->  0.25" in table
+
+
 # Checks -------------------------------------------------------------------------------------------
 
 SIZES = Sizes(groups=2, group_size=2, max_new_tokens=9)
@@ -239,6 +261,10 @@ def test_samples_are_the_same_problems_of_rising_length():
     assert [row["answer"] for row in rows] == ["2", "3", "4"]
     assert all(row["before"] == f"b{row['answer']}" for row in rows)
     assert [row["after_right"] for row in rows] == [False, True, False]
+    cut = Evaluation({}, examples, [Cut("c")] * 5, [0.0] * 5)  # torch.load refuses its class
+    texts = [row[when] for row in report.samples(report.chosen(cut, None), cut)
+             for when in ("before", "after")]
+    assert {*map(type, texts)} == {str}
     plain = Evaluation({}, ["ab", "cde"], ["b", "e"], [0.0, 0.0])
     task = SimpleNamespace(reference=lambda example, rng: example[::-1])
     assert report.chosen(plain, task)[0]["answer"] == "ba"

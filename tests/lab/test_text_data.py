@@ -67,6 +67,8 @@ def test_gsm8k_is_read_as_it_is(tmp_path):
         solution="He makes 3*400=$1200.\nThat is all.",
     )
     assert text_tasks.read_jsonl(path) == [expected]
+    path = write(tmp_path, {"question": "Which two?", "answer": "#### 3,4"})
+    assert text_tasks.read_jsonl(path)[0].answer == "3,4"  # not 34
 
 
 def test_line_separators_inside_a_text_do_not_split_it(tmp_path):
@@ -370,7 +372,7 @@ def test_text_references_score_1_and_garbage_0(reward, tokenizer):
     example = task.pools["fresh"][0]
     reference = task.reference(example, random.Random(0))
     markers = 0.0 if reward == "exact" else 3.0
-    measures = {"accuracy_frac": 1.0, "markers_per_completion": markers}
+    measures = {"accuracy_frac": 1.0, "markers_per_completion": markers, "cut_frac": 0.0}
     assert task.measures(reference, example) == measures
     assert all(type(value) is float for value in task.measures(reference, example).values())
     assert task.reward(reference, example) == 1.0 and task.reward("nothing", example) == 0.0
@@ -392,6 +394,73 @@ def test_impossible_text_tasks_are_refused(tokenizer):
     unending.eos_token = None
     with pytest.raises(ValueError, match="no eos_token"):
         TextTask(examples(), unending)
+
+
+@pytest.mark.parametrize("answer", ["12:30", "3,4", "Ada"])
+def test_an_answer_that_cannot_be_graded_is_named_with_its_line(answer, tokenizer, tmp_path):
+    """Catches an hour of looking for one answer among thousands."""
+    rows = [{"prompt": e.prompt, "answer": e.answer} for e in examples()]
+    rows[7]["answer"] = answer
+    path = write(tmp_path, *rows)
+    with pytest.raises(ValueError) as error:
+        TextTask(text_tasks.read_jsonl(path), tokenizer)
+    assert str(error.value).startswith(f"{path} line 8: reward last_number: the answer {answer!r}")
+
+
+@pytest.mark.parametrize("reward", text_tasks.TEXT_REWARDS)
+def test_a_completion_without_an_end_token_earns_nothing(reward, tokenizer):
+    """Catches a right answer that is cut off and counts, and a cut that is not counted."""
+    task = TextTask(examples(), tokenizer, reward=reward, end_ids=(1,))
+    example = task.pools["train"][0]
+    ids = task.encode(task.reference(example))
+    for tail, cut in (([], 1.0), ([task.end_ids[0]], 0.0), ([1, task.pad_id, 40], 0.0)):
+        text = task.decode([*ids, *tail])
+        assert text == task.reference(example)
+        measures = task.measures(text, example)
+        assert measures["cut_frac"] == cut
+        assert task.reward(text, example) == measures["accuracy_frac"] == 1 - cut
+        assert task.reward(copy.deepcopy(text), example) == 1 - cut
+
+
+def test_text_is_cut_at_the_end_token_by_its_id(tokenizer):
+    """Catches an end token that is not special, which stays in the answer."""
+    task = TextTask(examples(), tokenizer, reward="exact", end_ids=tuple(tokenizer.encode("!")))
+    example = task.pools["train"][0]
+    text = task.decode([*task.encode(example.answer), *task.encode("! and more"), task.end_ids[0]])
+    assert text == example.answer and task.reward(text, example) == 1
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_thought_without_end_earns_nothing(special):
+    """Catches an answer inside a thought, also where its marks are special or the prompt's."""
+    tokenizer = text_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+    task = TextTask(examples(), tokenizer, reward="boxed")
+    example, end = task.pools["train"][0], task.end_ids[0]
+    box = f"\\boxed{{{example.answer}}}"
+
+    def reward(text: str) -> float:
+        decoded = task.decode([*task.encode(text), end])
+        assert task.measures(decoded, example)["cut_frac"] == 0
+        return task.reward(decoded, example)
+
+    assert reward(f"<think>{box}") == 0 and reward(f"<think>so</think>{box}") == reward(box) == 1
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
+    task = TextTask(examples(), tokenizer, reward="boxed")
+    assert reward(box) == 0 and reward(f"so</think>{box}") == 1
+    assert reward(task.reference(example)) == 1
+
+
+def test_a_wrong_answer_is_wrong_for_the_reward(tokenizer):
+    """Catches `wrong` that shows 7.0 or 14/2 where 7 is right, or never finds a wrong one."""
+    same = [TextExample(f"What is {i}?", a) for i, a in enumerate(["7", "7.0", "14/2", "$7"] * 40)]
+    for reward in ("last_number", "boxed"):
+        task, rng = TextTask(same, tokenizer, reward=reward), random.Random(0)
+        with pytest.raises(ValueError, match="needs another example with another answer"):
+            task.context(task.pools["train"][0], "wrong", rng)
+        task.pools["train"].append(TextExample("What else?", "8"))
+        shown = {task.context(task.pools["train"][0], "wrong", rng) for _ in range(9)}
+        assert shown == {"\n\nThe correct final answer is 8."}
 
 
 def test_a_text_task_ends_with_every_given_token_and_the_tokenizers_first(tokenizer):
