@@ -166,13 +166,6 @@ def test_context_that_the_example_cannot_give_is_refused(kind, message):
         text_tasks.text_context(example, kind, other=example)
 
 
-def test_first_token_is_written_once():
-    """Catches two beginning-of-text tokens, one of the chat template and one of the tokenizer."""
-    for tokenizer in (CHAT, BASE):
-        ids = text_tasks.text_ids(tokenizer, text_tasks.text_prompt(tokenizer, EXAMPLE))
-        assert ids.count(1) == 1
-
-
 def test_prompts_go_through_a_real_chat_template():
     """Catches options that the tokenizers of transformers do not take."""
     transformers = pytest.importorskip("transformers")
@@ -188,7 +181,6 @@ def test_prompts_go_through_a_real_chat_template():
     )
     chat = text_tasks.text_prompt(tokenizer, EXAMPLE)
     assert chat == f"<|user|>{plain.strip()}<|assistant|>"
-    assert text_tasks.text_ids(tokenizer, chat) == [0]
 
 
 # Rewards and markers ------------------------------------------------------------------------------
