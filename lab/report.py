@@ -115,7 +115,7 @@ class Log:
         """One line for all start-up checks. Raises ValueError for one that failed; None warns."""
         for what, passed, reading in checks:
             if passed is None:
-                self.warn(f"start-up check: not {what} ({reading})")
+                self.warn(f"start-up check in doubt: {what} ({reading})")
             elif not passed:
                 raise ValueError(f"start-up check failed: {what} ({reading})")
         self.say("checks: " + ", ".join(f"{what} ok" for what, passed, _ in checks if passed))

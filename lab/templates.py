@@ -250,17 +250,19 @@ def prompt_checks(task: Any, method: Method) -> list[Check]:
     if chat.template is not None:
         checks += template_checks(task, method, examples[0])
     ids = [*bare, *(prompt for *_, prompt in shown)]
-    ends = [chat.tokenizer.decode(last) for last in map(last_of(chat), ids) if last in task.end_ids]
+    last = [last_of(chat.tokenizer, prompt) for prompt in ids]
+    ends = [chat.tokenizer.decode(i) for i in last if i in task.end_ids]
     words = f"{len(ends)} of {len(ids)} end with {' or '.join(map(repr, sorted(set(ends))))}"
     checks.append(("no prompt ends with an end token", not ends, words))
     if shown and method.student_context == "none":
-        checks += comparisons(chat, method, shown)
+        checks.append(leak_check(task, sorted(set(method.contexts) - {"none"})))
+        checks.append(difference_check(task, shown))
     return checks
 
 
-def last_of(chat: Chat):
-    """A function of a prompt's ids: the last one that is more than space."""
-    return lambda ids: next((i for i in reversed(ids) if chat.tokenizer.decode(i).strip()), None)
+def last_of(tokenizer: Any, ids: list[int]) -> int | None:
+    """The last token that is more than space."""
+    return next((i for i in reversed(ids) if tokenizer.decode(i).strip()), None)
 
 
 def shown_check(task: Any, examples: list, bare: list, shown: list) -> Check:
@@ -278,27 +280,30 @@ def shown_check(task: Any, examples: list, bare: list, shown: list) -> Check:
     return what, None if changed else True, words
 
 
+def generation_check(chat: Chat, content: str, who: str) -> Check:
+    """Whether a prompt goes as far as the answer: fails if the template takes no such wish."""
+    prompt, answered = chat.headers(content, who)
+    missing = answered.removeprefix(prompt) if answered.startswith(prompt) else ""
+    for tag in (tag for pair in THOUGHTS for tag in pair):  # empty thoughts of an answer
+        missing = missing.replace(tag, "")
+    a, b = prompt.rstrip(), answered.rstrip()
+    passed = None if missing.strip() or not (a.startswith(b) or b.startswith(a)) else True
+    if missing.strip() and chat.render(turns(content), who, prompt=False) == prompt:
+        passed = False
+    words = f"before an answer stands {brief(answered)}, in the {who}'s prompt {brief(prompt)}"
+    return "a generation prompt", passed, words
+
+
 def template_checks(task: Any, method: Method, example: Any) -> list[Check]:
     """What one prompt tells of a chat template."""
     chat, content = task.chat, task.content(example)
-    checks: list[Check] = []
-    for who in ("student", "teacher"):
-        prompt, answered = chat.headers(content, who)
-        missing = answered.removeprefix(prompt) if answered.startswith(prompt) else ""
-        for tag in (tag for pair in THOUGHTS for tag in pair):  # empty thoughts of an answer
-            missing = missing.replace(tag, "")
-        a, b = prompt.rstrip(), answered.rstrip()
-        alike = a.startswith(b) or b.startswith(a)
-        passed = False if missing.strip() else True if alike else None
-        words = f"before an answer stands {brief(answered)}, in the {who}'s prompt {brief(prompt)}"
-        checks.append(("a generation prompt", passed, words))
-    checks = [min(checks, key=lambda check: {False: 0, None: 1, True: 2}[check[1]])]
+    found = [generation_check(chat, content, who) for who in ("student", "teacher")]
+    checks = [min(found, key=lambda check: (False, None, True).index(check[1]))]
     same = len({chat.text(content) for _ in range(REPEATS)}) == 1
     checks.append(("a template without chance", same, f"{REPEATS} renderings differ"))
-    token = task.turn_end
     words = f"{chat.where} writes no control token behind an answer"
     ends = chat.tokenizer.convert_ids_to_tokens(task.end_ids[0])
-    checks.append((f"turns end with {ends}", True if token else None, words))
+    checks.append((f"turns end with {ends}", True if task.turn_end else None, words))
     if "strftime_now" in chat.template:
         checks.append((f"today is {chat.day}", True, "of the template"))
     if chat.arguments["student"]:
@@ -318,22 +323,31 @@ def brief(text: str) -> str:
     return repr(text[-40:])
 
 
-def comparisons(chat: Chat, method: Method, shown: list) -> list[Check]:
-    """Where only the teacher has a context: what leaks, and what else is different."""
-    leaks, beyond = 0, 0
+def leak_check(task: Any, kinds: list[str]) -> Check:
+    """Whether what a context tells stands in a problem already; every problem is looked at."""
+    rng, leaky = random.Random(0), []
+    for i, example in enumerate(e for pool in task.pools.values() for e in pool):
+        students = task.content(example)
+        if i < PROBES:  # as the tokens have it, which takes longer
+            students = task.tokenizer.decode(task.prompt_ids(example))
+        told = [task.context(example, kind, rng, task.reference(example)) for kind in kinds]
+        if any(text in squeezed(students) for context in told for text in privileged(context)):
+            leaky.append(f"line {example.line}" if example.line else repr(example.prompt[:40]))
+    words = f"problems with it: {len(leaky)}, first {leaky[0] if leaky else 'none'}"
+    return "no privileged text in the student's prompt", not leaky, words
+
+
+def difference_check(task: Any, shown: list) -> Check:
+    """Whether the prompts are the same but for the context; a teacher's own arguments warn."""
+    beyond = 0
     for _, context, plain, prompt in shown:
-        students, teachers = (squeezed(chat.tokenizer.decode(ids)) for ids in (plain, prompt))
-        leaks += any(text in students for text in privileged(context))
+        students, teachers = (squeezed(task.tokenizer.decode(ids)) for ids in (plain, prompt))
         beyond += tokens_beyond(plain, prompt) > 0 and (
             teachers.replace(squeezed(context), "") != students)
-    told = chat.arguments["student"] != chat.arguments["teacher"]
-    words = f"of {len(shown)} prompts"
+    told = task.chat.arguments["student"] != task.chat.arguments["teacher"]
+    words = f"{beyond} of {len(shown)} prompts differ elsewhere" + ", by --teacher_template" * told
     passed = True if not beyond else None if told else False
-    return [
-        ("no privileged text in the student's prompt", leaks == 0, f"{leaks} {words}"),
-        ("prompts differ in the context alone", passed, f"{beyond} {words} differ elsewhere"
-         + ", by --teacher_template" * told),
-    ]
+    return "prompts differ in the context alone", passed, words
 
 
 def privileged(context: str) -> list[str]:

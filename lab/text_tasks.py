@@ -163,9 +163,9 @@ def text_context(
     return row.template.format(**fields)
 
 
-def text_prompt(tokenizer: Any, example: TextExample, context: str = "") -> str:
-    """The student's prompt as text, or the teacher's if a context is given; chat form if any."""
-    return Chat(tokenizer).text(PROMPT_TEMPLATE.format(prompt=example.prompt, context=context))
+def user_text(example: TextExample, context: str = "") -> str:
+    """What the user says in the student's prompt, or, with a context, in the teacher's."""
+    return PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
 
 
 # 3. Rewards and markers ---------------------------------------------------------------------------
@@ -247,6 +247,7 @@ class TextTask:
     """
 
     splits = ("train", "fresh")
+    content = staticmethod(user_text)
 
     def __init__(
         self, examples: list[TextExample], tokenizer: Any, *,
@@ -304,10 +305,6 @@ class TextTask:
             others = [e for e in self.pools["train"] if e.answer != example.answer]
             other = rng.choice(others) if others else None
         return text_context(example, kind, attempt=attempt, other=other)
-
-    def content(self, example: TextExample, context: str = "") -> str:
-        """What the user says in a prompt."""
-        return PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
 
     def prompt_ids(self, example: TextExample, context: str = "") -> list[int]:
         """What the student sees, or, with a context, the teacher; through the chat template."""

@@ -107,6 +107,14 @@ def test_a_turn_ends_as_the_template_ends_it(template, tail, ends):
         assert task.tokenizer.decode(answer) in turn
 
 
+def test_an_end_between_turns_counts_if_the_checkpoint_knows_it():
+    """Catches the next speaker's header taken for an end, and an end that only stands between."""
+    open_end = make_tokenizer(LAST_OPEN.replace("</s>", "<|eot|>"))
+    eot, eos = open_end.convert_tokens_to_ids(["<|eot|>", "</s>"])
+    assert TextTask(examples(), open_end, end_ids=(eot,)).end_ids == (eot, eos)
+    assert TextTask(examples(), open_end).end_ids == (eos,)
+
+
 def test_an_end_that_the_template_leaves_out_is_warned_of():
     """Catches a silent guess; an end is silent where the template shows it."""
     assert any("turns end with </s> (chat template writes no control token" in said
@@ -221,8 +229,8 @@ def test_privileged_text_in_a_problem_fails(kind, prompt):
     method = Method(**vars(METHODS["sdpo"]) | {"context": kind})
     honest = [TextExample(f"What is {i}?", **fields) for i in range(24)]
     assert outcome(make_task(rows=honest), method)["failed"] == []
-    leaky = [TextExample(prompt.format(i), **fields) for i in range(24)]
-    said = "no privileged text in the student's prompt (16 of 16 prompts)"
+    leaky = [*honest[:22], TextExample(prompt.format(22), line=23, **fields)]
+    said = "no privileged text in the student's prompt (problems with it: 1, first line 23)"
     assert outcome(make_task(rows=leaky), method)["failed"] == [said]
 
 
@@ -239,6 +247,13 @@ def test_the_comparison_is_of_the_ids_that_are_trained_on():
     shown = "\n\nA correct solution:\nTake the number and add one to it."
     task.prompt_ids = lambda example, context="": honest(example, f"{context} {shown}")
     assert "no privileged text" in " ".join(outcome(task)["failed"])
+
+
+def test_a_generation_prompt_that_leaves_something_to_the_model_is_warned_of():
+    """Catches a run that is refused because its answers open a channel of their own."""
+    template = content("{{ '<|head|>' if m.role == 'assistant' }}{{ m.content }}")
+    said = outcome(make_task(template))
+    assert said["failed"] == [] and said["warned"][0].startswith("a generation prompt (before an")
 
 
 def test_a_context_of_a_new_row_is_compared_too(monkeypatch):
@@ -384,7 +399,7 @@ def test_arguments_and_date_are_stored_and_shown(checkpoint, tmp_path, monkeypat
     assert 'template={"note": ""} template_date=2024-07-26' in out.out
     assert "today is 2024-07-26 ok" in out.out and "a generation prompt ok" in out.out
     assert "turns end with <|im_end|> ok" in out.out
-    assert "warning: start-up check: not --template changes the prompt" in out.err
+    assert "warning: start-up check in doubt: --template changes the prompt" in out.err
     stored = json.loads((folder / "config.json").read_text())["settings"]["checkpoint"]
     assert stored["template"] == '{"note": ""}' and stored["template_date"] == "2024-07-26"
 

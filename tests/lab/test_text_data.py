@@ -10,6 +10,7 @@ import pytest
 
 import toy_tasks
 from lab import text_tasks
+from lab.templates import Chat
 from lab.text_tasks import CONTEXT_TEMPLATES, TextContext, TextExample, TextTask
 
 EXAMPLE = TextExample(
@@ -38,6 +39,10 @@ class Tokenizer:
 
 
 CHAT, BASE = Tokenizer("a template"), Tokenizer(None)
+
+
+def text_prompt(tokenizer, *shown) -> str:
+    return Chat(tokenizer).text(text_tasks.user_text(*shown))
 
 
 def write(tmp_path, *lines: object):
@@ -120,8 +125,8 @@ def test_empty_file_is_refused(tmp_path, content):
 def test_teacher_without_its_context_is_the_student(tokenizer, kind):
     """Catches the mismatch of templates: two prompts that differ in more than the context."""
     context = text_tasks.text_context(EXAMPLE, kind, attempt="I say 7.", other=OTHER)
-    student = text_tasks.text_prompt(tokenizer, EXAMPLE)
-    teacher = text_tasks.text_prompt(tokenizer, EXAMPLE, context)
+    student = text_prompt(tokenizer, EXAMPLE)
+    teacher = text_prompt(tokenizer, EXAMPLE, context)
     start = student.index(EXAMPLE.prompt) + len(EXAMPLE.prompt)
     assert teacher == student[:start] + context + student[start:]
     assert bool(context) == (kind != "none")
@@ -174,12 +179,12 @@ def test_prompts_go_through_a_real_chat_template():
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     )
-    plain = text_tasks.text_prompt(tokenizer, EXAMPLE)
+    plain = text_prompt(tokenizer, EXAMPLE)
     tokenizer.chat_template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    chat = text_tasks.text_prompt(tokenizer, EXAMPLE)
+    chat = text_prompt(tokenizer, EXAMPLE)
     assert chat == f"<|user|>{plain.strip()}<|assistant|>"
 
 
