@@ -34,10 +34,8 @@ class TextExample:
     solution: str = ""
     feedback: str = ""
     rule: str = ""
-    line: int = dataclasses.field(default=0, compare=False)  # where it stands in its file
 
-
-FIELDS = [f.name for f in dataclasses.fields(TextExample) if f.name != "line"]
+    line = 0  # in its file, as `read_jsonl` tells; no field, as it says nothing of the problem
 
 
 def read_jsonl(path: str | Path) -> list[TextExample]:
@@ -60,7 +58,8 @@ def read_jsonl(path: str | Path) -> list[TextExample]:
         except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
             raise ValueError(f"{where}: not readable ({str(error)[:80]})") from None
         if text:
-            examples.append(dataclasses.replace(parse_record(record, where), line=number))
+            examples.append(parse_record(record, where))
+            object.__setattr__(examples[-1], "line", number)  # which frozen fields forbid
     if not examples:
         raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
     return examples
@@ -73,7 +72,7 @@ def parse_record(record: Any, where: str) -> TextExample:
     gsm8k = "question" in record and "prompt" not in record
     renamed = record | {"prompt": record["question"]} if gsm8k else record
     values = {}
-    for name in FIELDS:
+    for name in (f.name for f in dataclasses.fields(TextExample)):
         required = name in ("prompt", "answer")
         if required and name not in renamed:
             raise ValueError(f"{where}: lacks the field {name!r}")

@@ -229,8 +229,9 @@ def test_privileged_text_in_a_problem_fails(kind, prompt):
     method = Method(**vars(METHODS["sdpo"]) | {"context": kind})
     honest = [TextExample(f"What is {i}?", **fields) for i in range(24)]
     assert outcome(make_task(rows=honest), method)["failed"] == []
-    leaky = [*honest[:22], TextExample(prompt.format(22), line=23, **fields)]
-    said = "no privileged text in the student's prompt (problems with it: 1, first line 23)"
+    leaky = [*honest[:22], TextExample(prompt.format(22), **fields)]
+    name = repr(leaky[-1].prompt[:40])
+    said = f"no privileged text in the student's prompt (problems with it: 1, first {name})"
     assert outcome(make_task(rows=leaky), method)["failed"] == [said]
 
 
@@ -301,9 +302,6 @@ def test_a_template_that_does_not_work_is_one_line(template, said):
     ({}, "{{ raise_exception('no users') }}", "TemplateError: no users"),
     ({}, content("Hello"), "start-up check failed: prompts show what they are given (16 of 16"),
     ({"template": '{"enable_thinkin": false}'}, THINKING, "--template: 'enable_thinkin'; allowed:"),
-    ({"template": '{"messages": []}'}, THINKING, "--template: 'messages'; allowed:"),
-    ({"template": '{"tokenize": true}'}, "{{ tokenize }}" + CHATML, "--template: 'tokenize'"),
-    ({"teacher_template": '{"x": 1}'}, CHATML, "--teacher_template: 'x'; allowed:"),
     ({"method": "grpo", "teacher_template": '{"enable_thinking": false}'}, THINKING,
      "--teacher_template reaches the teacher alone"),
 ], ids=str)
@@ -352,6 +350,20 @@ def test_template_flags_of_no_use_are_refused(flags, said):
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize("text, template, name", [
+    ('{"messages": []}', CHATML, "messages"), ('{"x": 1}', CHATML, "x"),
+    ('{"tokenize": true}', "{{ tokenize }}" + CHATML, "tokenize"), ('{"": 1}', CHATML, ""),
+    ('{"enable_think": false}', THINKING, "enable_think"),
+])
+@pytest.mark.parametrize("flag", ["template", "teacher_template"])
+def test_arguments_that_a_template_never_looks_at_are_refused(flag, text, template, name):
+    """Catches a misspelt argument, and one that would take the place of the messages."""
+    with pytest.raises(ValueError) as error:
+        Chat(make_tokenizer(template), **{flag: text})
+    said = f"--{flag}: {name!r}; allowed: what the chat template looks at, but for the messages"
+    assert str(error.value) == said
+
+
 def test_arguments_need_a_template():
     """Catches arguments that a base checkpoint ignores."""
     with pytest.raises(ValueError, match=r"--template: .*; allowed: none, as there is no chat"):
@@ -382,6 +394,8 @@ def test_a_teacher_with_arguments_of_its_own_is_warned_of():
         "prompts differ in the context alone (16 of 16 prompts differ elsewhere, by "
         "--teacher_template)"]}
     assert outcome(make_task(THINKING, options=(NO_THOUGHTS,))) == {"failed": [], "warned": []}
+    same = outcome(make_task(THINKING, options=("", '{"enable_thinking": true}')))
+    assert same["warned"][0].startswith("--teacher_template reaches the teacher alone (allowed: ")
     changes_nothing = outcome(make_task(THINKING, options=('{"enable_thinking": "false"}',)))
     assert changes_nothing["warned"] == [
         "--template changes the prompt (the template renders the same without it)"]
