@@ -149,7 +149,7 @@ def train(
             # 4. What happened goes to the terminal and to metrics.jsonl.
             if logged:
                 row = log.batch(n, batch, numbers, time.perf_counter() - start)
-                report.warn_of_flat_signals(method, batch, row, log, steps)
+                report.warn_of_flat_signals(method, batch, row, log, steps, task)
             if log and (n % run.eval_every == 0 or n == steps):
                 evaluation = evaluated(settings, task, state.teacher)
                 log.evaluation(n, evaluation, task)
@@ -190,8 +190,8 @@ def initial(settings: Settings, device: torch.device) -> tuple[Task, GPT, Any, f
     run, toy, c = settings.run, settings.toy, settings.checkpoint
     if c.init:
         student, tokenizer = hf.load(c.init)
-        end_ids, size = hf.end_ids(student, tokenizer), run.train_problems
-        options = {"reward": c.reward, "pool_size": size, "end_ids": end_ids}
+        options = {"pool_size": run.train_problems, "end_ids": hf.end_ids(student, tokenizer)}
+        options |= {"reward": c.reward, "chat": c.chat(tokenizer)}
         task, seconds = TextTask(read_jsonl(c.data), tokenizer, **options), 0.0
         flags.check_contexts(settings.method, task)
         task.check_fit(settings.method.contexts, run.max_new_tokens, student.config.context_window)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lab.templates import DATE, Chat, is_date, read_arguments
 from lab.text_tasks import TEXT_REWARDS
 from minisd import GPT, GPTConfig, rope_table
 
@@ -51,6 +52,9 @@ class Checkpoint:
     init: str = ""  # checkpoint, a folder or a name on the hub; empty: the toy's base model
     data: str = ""  # problems for --init, a JSONL file; see lab/text_tasks.py
     reward: str = "last_number"  # of --data: last_number, boxed or exact
+    template: str = ""  # arguments of the chat template, JSON such as {"enable_thinking": false}
+    teacher_template: str = ""  # the same for prompts with a context; empty: as --template
+    template_date: str = DATE  # the day that a template is told which asks for today's
     dtype: str = "float32"  # float32, bfloat16: computation, saved checkpoint; trained in float32
     micro_batch: int = 0  # completions per pass; 0: a quarter, at least 16; same gradient
     chunk_tokens: int = 0  # tokens whose logits exist at a time; 0: all, same gradient
@@ -58,11 +62,15 @@ class Checkpoint:
     shard: bool = False  # divide weights and optimiser among the processes of torchrun
 
     def __post_init__(self):
-        for name, other in (("init", "data"), ("data", "init")):
+        pairs = [("init", "data"), ("data", "init")]
+        for name, other in (*pairs, ("template", "init"), ("teacher_template", "init")):
             alone = getattr(self, name) and not getattr(self, other)
             self.require(not alone, name, f"only with --{other}")
         self.require(not self.data or Path(self.data).is_file(), "data", "a JSONL file")
         self.require(self.reward in TEXT_REWARDS, "reward", ", ".join(TEXT_REWARDS))
+        for name in ("template", "teacher_template"):
+            read_arguments(name, getattr(self, name))
+        self.require(is_date(self.template_date), "template_date", "a day such as 2025-01-31")
         self.require(self.dtype in ("float32", "bfloat16"), "dtype", "float32, bfloat16")
         for name in ("micro_batch", "chunk_tokens"):
             self.require(0 <= getattr(self, name) < 2**31, name, "0 to 2^31 - 1")
@@ -70,6 +78,10 @@ class Checkpoint:
     def require(self, condition: bool, name: str, allowed: str) -> None:
         if not condition:
             raise ValueError(f"--{name}: {getattr(self, name)!r}; allowed: {allowed}")
+
+    def chat(self, tokenizer: "PreTrainedTokenizerBase") -> Chat:
+        """The prompts of a tokenizer with these settings."""
+        return Chat(tokenizer, self.template, self.teacher_template, self.template_date)
 
 
 # Loading ------------------------------------------------------------------------------------------
@@ -92,14 +104,17 @@ def load(
         with named_errors(f"{folder_or_name}: no such folder, and no download of that name"):
             folder = Path(snapshot_download(str(folder_or_name), allow_patterns=DOWNLOADS))
     config = read_config(folder)
+    files = [folder / "config.json", folder / "generation_config.json"]
+    source = {path.name: read_json(path) for path in files if path.exists()}
+    for name, fields in source.items():
+        check_end_ids(folder / name, fields, config.vocab_size)
     tokenizer = read_tokenizer(folder, config.vocab_size)
     with torch.device("meta"):  # no time and memory for initial weights
         model = GPT(config)
     model.load_state_dict(read_weights(folder, config, dtype), assign=True)
     if config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight  # assigning has made two of the one
-    files = [folder / "config.json", folder / "generation_config.json"]
-    model.source = {path.name: read_json(path) for path in files if path.exists()}
+    model.source = source
     return model.to(device), tokenizer
 
 
@@ -261,10 +276,20 @@ def check_files(folder: Path) -> None:
                 raise ValueError(f"{path}: {name} is {kind}; allowed: F32, BF16 or F16")
 
 
+def check_end_ids(path: Path, fields: dict[str, Any], vocab_size: int) -> None:
+    """Raises ValueError naming file and value if one that ends a completion is no token."""
+    value = fields.get("eos_token_id")
+    for i in value if isinstance(value, list) else [] if value is None else [value]:
+        if type(i) is not int or not 0 <= i < vocab_size:  # true is an int, too
+            allowed = f"a whole number, 0 to {vocab_size - 1}, or a list of them"
+            raise ValueError(f"{path}: eos_token_id {value!r}; allowed: {allowed}")
+
+
 def end_ids(model: GPT, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """The tokens that end a completion: the tokenizer's own first, then those of the checkpoint.
 
     Chat models often have several, in generation_config.json or else config.json, and write any.
+    What ends a turn of the chat template goes before them: see `Chat.turn_end`.
     """
     files = source_of(model)
     ids = (files.get("generation_config.json") or files.get("config.json", {})).get("eos_token_id")

@@ -113,12 +113,14 @@ class Log:
         for line in failures(results[main_split(results)], task) if n else ():
             self.say(line)
 
-    def checks(self, checks: list[tuple[str, bool, str]]) -> None:
-        """One line for all start-up checks. Raises ValueError for one that failed."""
+    def checks(self, checks: list[tuple[str, bool | None, str]]) -> None:
+        """One line for all start-up checks. Raises ValueError for one that failed; None warns."""
         for what, passed, reading in checks:
-            if not passed:
+            if passed is None:
+                self.warn(f"start-up check in doubt: {what} ({reading})")
+            elif not passed:
                 raise ValueError(f"start-up check failed: {what} ({reading})")
-        self.say("checks: " + ", ".join(f"{what} ok" for what, _, _ in checks))
+        self.say("checks: " + ", ".join(f"{what} ok" for what, passed, _ in checks if passed))
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -136,11 +138,15 @@ class Log:
 
 
 def warn_of_flat_signals(
-    method: Method, batch: Batch, row: dict, log: Log, steps: int | None = None
+    method: Method, batch: Batch, row: dict, log: Log, steps: int | None = None, task: Any = None
 ) -> None:
     """Says once, in words, that a part of the learning is silently off. steps: of the whole run."""
     groups, rate = batch.by_group(), method.teacher_update_rate
     log.warn_of_cuts(sum(isinstance(row.text, Cut) for row in batch.rows) / len(batch.rows))
+    if hasattr(task, "cut_thoughts"):
+        limit = batch.sizes.max_new_tokens
+        if said := task.cut_thoughts(batch.rows, method.student_context, limit):
+            log.warn(said)
     if method.reward_weight > 0 and (groups == groups[:, :1]).all():
         log.warn("all rewards are equal within every group: the policy gradient is zero")
     kinds = {c for _, _, c in method.terms} - {"none"}
@@ -160,8 +166,11 @@ PROBE_TOKENS = 64  # of a completion in the start-up checks: enough to see a shi
 
 def start_up_checks(
     method: Method, task: Task, student: GPT, sizes: Sizes, *, toy: bool
-) -> list[tuple[str, bool, str]]:
-    """(what, passed, reading) of checks that take a moment and catch most broken set-ups."""
+) -> list[tuple[str, bool | None, str]]:
+    """(what, passed, reading) of checks that take a moment and catch most broken set-ups.
+
+    A task may add its own as `prompt_checks`; None instead of True or False is a warning.
+    """
     rng, device = random.Random(0), next(student.parameters()).device
     sizes = dataclasses.replace(sizes, max_new_tokens=min(sizes.max_new_tokens, PROBE_TOKENS))
     kind, generator = method.student_context, torch.Generator(device).manual_seed(0)
@@ -197,6 +206,8 @@ def start_up_checks(
         checks.append((what, leaks == 0, f"{leaks} of {len(seen)} prompts"))
     if method.student_frac == 1:
         checks.append(("importance ratio is 1", ratio < limit, f"off by {ratio:.1e}"))
+    if hasattr(task, "prompt_checks"):
+        checks += task.prompt_checks(method)
     # A second, untrained model of a checkpoint's size would fill the memory for nothing.
     return [untrained_check(student, prompts), *checks] if toy else checks
 

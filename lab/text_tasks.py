@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab import templates
 from lab.graders import (  # noqa: F401 (the rewards are known by this name as well)
     TEXT_REWARDS,
     Cut,
@@ -26,6 +27,8 @@ from lab.graders import (  # noqa: F401 (the rewards are known by this name as w
     reward_exact,
     reward_last_number,
 )
+from lab.templates import Chat
+from minisd import Method, Row
 from toy_tasks import FRESH_ONE_IN
 
 # 1. Reading examples ------------------------------------------------------------------------------
@@ -64,6 +67,7 @@ def read_jsonl(path: str | Path) -> list[TextExample]:
             raise ValueError(f"{where}: not readable ({str(error)[:80]})") from None
         if text:
             examples.append(parse_record(record, where))
+            object.__setattr__(examples[-1], "line", number)  # which frozen fields forbid
     if not examples:
         raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
     return examples
@@ -168,18 +172,9 @@ def text_context(
     return row.template.format(**fields)
 
 
-def text_prompt(tokenizer: Any, example: TextExample, context: str = "") -> str:
-    """The student's prompt as text, or the teacher's if a context is given; chat form if any."""
-    text = PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
-    if not tokenizer.chat_template:
-        return text + "\n"
-    messages = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a prompt; a chat template has written its own first token already."""
-    return tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
+def user_text(example: TextExample, context: str = "") -> str:
+    """What the user says in the student's prompt, or, with a context, in the teacher's."""
+    return PROMPT_TEMPLATE.format(prompt=example.prompt, context=context)
 
 
 # 3. Markers ---------------------------------------------------------------------------------------
@@ -206,24 +201,31 @@ class TextTask:
     fresh: every problem that the checksum of its prompt keeps from training, wherever in the file
     it stands. train: the first pool_size of the others (0: all). Raises ValueError if a split is
     empty, or an answer is such that the reward can never be 1.
-    end_ids: tokens that end a completion, beside the tokenizer's own.
+    chat: how its prompts are rendered, and so which token ends a completion. end_ids: tokens that
+    end one as well, beside the tokenizer's own.
     """
 
     splits = ("train", "fresh")
+    content = staticmethod(user_text)
 
     def __init__(
         self, examples: list[TextExample], tokenizer: Any, *,
         reward: str = "last_number", pool_size: int = 0, end_ids: tuple[int, ...] = (),
+        chat: Chat | None = None,
     ):
         if reward not in TEXT_REWARDS:
             raise ValueError(f"--reward: {reward!r}; allowed: {', '.join(TEXT_REWARDS)}")
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: no eos_token; allowed: one that ends a completion")
         self.tokenizer, self.reward_name, end_id = tokenizer, reward, tokenizer.eos_token_id
-        self.end_ids = tuple(dict.fromkeys((end_id, *end_ids)))
+        self.chat, known = chat or Chat(tokenizer), (end_id, *end_ids)
+        self.tail, self.turn_end = self.chat.turn_end(known)
+        first = [self.chat.id_of(self.turn_end)] if self.turn_end else []
+        self.end_ids = tuple(dict.fromkeys((*first, *known)))
         self.pad_id = end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # A template may begin the thought; what closes it is then the completion's to write.
-        self.thought_end = open_thought(text_prompt(tokenizer, examples[0])) if examples else ""
+        bare = self.chat.text(self.content(examples[0])) if examples else ""
+        self.thought_end = open_thought(bare)
         self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
         for example in examples:
             # Spaces and capitals aside, so that no copy of a fresh problem is trained on.
@@ -285,7 +287,7 @@ class TextTask:
 
     def prompt_ids(self, example: TextExample, context: str = "") -> list[int]:
         """What the student sees, or, with a context, the teacher; through the chat template."""
-        return text_ids(self.tokenizer, text_prompt(self.tokenizer, example, context))
+        return self.chat.ids(self.content(example, context), "teacher" if context else "student")
 
     def reference(self, example: TextExample, rng: random.Random | None = None) -> str:
         """The solution, if there is one, and the answer in a box; the bare answer for `exact`."""
@@ -313,7 +315,12 @@ class TextTask:
         rng, attempt_tokens = random.Random(0), max_new_tokens * bool(set(kinds) & {*self.attempts})
         for example in (e for pool in self.pools.values() for e in pool):
             contexts = ["", *(self.context(example, kind, rng, attempt=" ") for kind in kinds)]
-            prompt = max(len(self.prompt_ids(example, context)) for context in contexts)
+            try:
+                prompt = max(len(self.prompt_ids(example, context)) for context in contexts)
+                self.encode(self.reference(example))
+            except ValueError as error:
+                where = f"--data {example.where}" if example.where else example.prompt[:40]
+                raise ValueError(f"{where}: {error}") from None
             tokens = prompt + attempt_tokens + max_new_tokens
             if tokens > context_window:
                 raise ValueError(
@@ -321,9 +328,17 @@ class TextTask:
                     f"{example.prompt[:40]!r}; allowed: {context_window}, its context window"
                 )
 
+    def prompt_checks(self, method: Method) -> list[templates.Check]:
+        """Start-up checks of the prompts; see lab/templates.py."""
+        return templates.prompt_checks(self, method)
+
+    def cut_thoughts(self, rows: list[Row], kind: str, limit: int) -> str:
+        """A warning if most completions are cut in the middle of a thought, or nothing."""
+        return templates.cut_thoughts(self, rows, kind, limit)
+
     def encode(self, text: str) -> list[int]:
-        """Token ids of a completion."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Token ids of a completion, up to the token that ends a turn."""
+        return self.chat.encode(text + self.tail)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids up to their first end token, without padding and special tokens.

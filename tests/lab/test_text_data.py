@@ -10,6 +10,7 @@ import pytest
 
 import toy_tasks
 from lab import text_tasks
+from lab.templates import Chat
 from lab.text_tasks import CONTEXT_TEMPLATES, TextContext, TextExample, TextTask
 
 EXAMPLE = TextExample(
@@ -38,6 +39,10 @@ class Tokenizer:
 
 
 CHAT, BASE = Tokenizer("a template"), Tokenizer(None)
+
+
+def text_prompt(tokenizer, *shown) -> str:
+    return Chat(tokenizer).text(text_tasks.user_text(*shown))
 
 
 def write(tmp_path, *lines: object):
@@ -122,8 +127,8 @@ def test_empty_file_is_refused(tmp_path, content):
 def test_teacher_without_its_context_is_the_student(tokenizer, kind):
     """Catches the mismatch of templates: two prompts that differ in more than the context."""
     context = text_tasks.text_context(EXAMPLE, kind, attempt="I say 7.", other=OTHER)
-    student = text_tasks.text_prompt(tokenizer, EXAMPLE)
-    teacher = text_tasks.text_prompt(tokenizer, EXAMPLE, context)
+    student = text_prompt(tokenizer, EXAMPLE)
+    teacher = text_prompt(tokenizer, EXAMPLE, context)
     start = student.index(EXAMPLE.prompt) + len(EXAMPLE.prompt)
     assert teacher == student[:start] + context + student[start:]
     assert bool(context) == (kind != "none")
@@ -168,13 +173,6 @@ def test_context_that_the_example_cannot_give_is_refused(kind, message):
         text_tasks.text_context(example, kind, other=example)
 
 
-def test_first_token_is_written_once():
-    """Catches two beginning-of-text tokens, one of the chat template and one of the tokenizer."""
-    for tokenizer in (CHAT, BASE):
-        ids = text_tasks.text_ids(tokenizer, text_tasks.text_prompt(tokenizer, EXAMPLE))
-        assert ids.count(1) == 1
-
-
 def test_prompts_go_through_a_real_chat_template():
     """Catches options that the tokenizers of transformers do not take."""
     transformers = pytest.importorskip("transformers")
@@ -183,14 +181,13 @@ def test_prompts_go_through_a_real_chat_template():
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     )
-    plain = text_tasks.text_prompt(tokenizer, EXAMPLE)
+    plain = text_prompt(tokenizer, EXAMPLE)
     tokenizer.chat_template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    chat = text_tasks.text_prompt(tokenizer, EXAMPLE)
+    chat = text_prompt(tokenizer, EXAMPLE)
     assert chat == f"<|user|>{plain.strip()}<|assistant|>"
-    assert text_tasks.text_ids(tokenizer, chat) == [0]
 
 
 # Rewards and markers ------------------------------------------------------------------------------
