@@ -308,6 +308,9 @@ def brief(text: str, length: int = 120) -> str:
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
+NEEDED = ("matplotlib.figure", "matplotlib.backends.backend_agg")  # asked for before the work
+
+
 def draw_curves(path: Path, title: str, rows: list[dict], summary: dict) -> None:
     """curves.png: what happened over the steps, and three prompts before and after."""
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display needed
@@ -376,7 +379,7 @@ def start_lines(settings: Any) -> str:
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
             usual = row[field.name] if group.name == "method" else field.default
-            if value != usual and field.name not in ("method", "seed", "out_dir"):
+            if value != usual and field.name not in ("method", "seed", "out_dir", "cache_dir"):
                 changed.append(f"{field.name}={value}")
     return "\n".join([
         f"{run.method} ({method.source}): {in_words_of(method)}",
