@@ -21,7 +21,7 @@ import torch
 
 import lab.extra_losses  # noqa: F401 (importing it adds its rows to the tables of the core)
 import minisd
-from lab import base, distributed, flags, hf, report, storage
+from lab import base, distributed, flags, hf, identity, report, storage
 from lab.evaluation import Evaluation, evaluate_all, seeded
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Method, Sizes, Task, Teacher
@@ -62,7 +62,7 @@ class Run:
             if field.type is int:
                 self.require(low <= value < 2**31, field.name, f"{low} to {2**31 - 1}")
             if field.type is float:
-                self.require(value > 0, field.name, "above 0")
+                self.require(flags.TINY <= value < 2**31, field.name, "above 0, 1e-12 to 2^31 - 1")
         self.require(self.threads <= 1024, "threads", "0 to 1024")
 
     require = Method.require  # of a flag: its value is allowed
@@ -193,8 +193,8 @@ def initial(settings: Settings, device: torch.device) -> tuple[Task, GPT, Any, f
         options = {"pool_size": run.train_problems, "end_ids": hf.end_ids(student, tokenizer)}
         options |= {"reward": c.reward, "chat": c.chat(tokenizer)}
         task, seconds = TextTask(read_jsonl(c.data), tokenizer, **options), 0.0
-        flags.check_contexts(settings.method, task)
         task.check_fit(settings.method.contexts, run.max_new_tokens, student.config.context_window)
+        flags.check_contexts(settings.method, task)
     else:
         task, tokenizer = toy.make_task(run.train_problems, run.seed), None
         flags.check_contexts(settings.method, task)
@@ -221,12 +221,8 @@ def external_teacher(settings: Settings, task: Task, student: GPT, device: torch
     if name in base.EXTERNAL_BASES:
         world, how = parse_world(settings.toy.world), settings.pretraining(device)
         model, _ = distributed.on_first(lambda: base.external_base(name, world, **how))
-    elif settings.checkpoint.init:
-        model, _ = hf.load(name)
     else:
-        model = storage.load_student(Path(name) / "student.pt", "--external_teacher")
-    size = student.config.vocab_size
-    m.require(model.config.vocab_size == size, "external_teacher", f"one of {size} tokens")
+        model = identity.named_teacher(name, task, student)
     return spread(settings, model, device)
 
 def warm_start(settings: Settings, task: Task, student: GPT, device: torch.device) -> None:
@@ -273,7 +269,7 @@ def go_on(settings: Settings, student: GPT, device: torch.device, log: report.Lo
 def train_and_report(settings: Settings, device: torch.device) -> dict[str, Any]:
     """The run itself, from its last checkpoint if its folder has one; returns its summary."""
     run, folder, begun = settings.run, settings.run.folder, time.perf_counter()
-    distributed.on_first(lambda: storage.start_folder(folder, dataclasses.asdict(settings), device))
+    distributed.on_first(lambda: storage.start_folder(folder, identity.Made(settings), device))
     print(report.start_lines(settings), flush=True)
     task, student, tokenizer, pretrain_s = initial(settings, device)
     saved = storage.last_checkpoint(folder)
@@ -337,12 +333,13 @@ def main(arguments: list[str]) -> None:
     settings, resume = parse(arguments)
     if settings is None:
         return print(report.method_table(METHODS))
-    run, folder, asked = settings.run, settings.run.folder, dataclasses.asdict(settings)
+    run, folder, made = settings.run, settings.run.folder, identity.Made(settings)
     device = storage.prepare_device(run.device, run.threads, run.deterministic)
     groups, frac = run.batch_size // run.group_size, settings.method.student_frac
     with distributed.process_group(device, settings.checkpoint.shard, groups, frac):
-        known = distributed.on_first(lambda: storage.finished_run(folder, asked, resume))
+        known = distributed.on_first(lambda: storage.finished_run(folder, made, resume))
         if not known:
+            flags.require_packages(*report.NEEDED, *(hf.NEEDED if settings.checkpoint.init else ()))
             with storage.at_work_in(folder):
                 summary = train_and_report(settings, device)
         print(report.end_lines(settings, known or summary, bool(known)))

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import minisd
-from lab import storage
+from lab import identity, storage
 from lab.flags import OneLineParser, run_main
 from lab.report import MEASURES, save_figure, shown_measures
 from lab.runs import Failed, Flags, Start, in_parallel, joined, own_and_passed, paste_ready
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"method: {' '.join(methods)!r}; allowed: one or more besides base")
     seeds = list(range(settings.seed, settings.seed + settings.seeds))
     asked = {"seeds": seeds, "flags": flags, "compared": methods}
+    teacher = flags.get("--external_teacher") or ""
+    if teacher and (Path(teacher) / "student.pt").is_file():
+        asked["checksums"] = identity.checksums_of_teacher(teacher, checkpoint=False)
     result = finished_comparison(folder, asked)
     if result:
         print(f"{folder} already holds this comparison; to start over, name another --out_dir")
@@ -118,10 +121,15 @@ def finished_comparison(folder: Path, asked: dict) -> dict | None:
         return None
     try:
         found = json.loads(path.read_text())
-        differing = [name for name in asked if found[name] != asked[name]]
-        comparison_table(found), found["code"]  # it looks at all that a result must have
+        differing = [name for name in asked if found.get(name) != asked[name]]
+        # They look at all that a result must have.
+        comparison_table(found), [found[x] for x in ("code", "seeds", "flags", "compared")]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"--out_dir: {str(path)!r} is no comparison; allowed: another") from None
+    if differing == ["checksums"]:
+        teacher = asked["flags"]["--external_teacher"]
+        words = f"has not the weights that the comparison in {str(folder)!r} began with"
+        raise ValueError(f"--external_teacher: {teacher!r} {words}; allowed: another --out_dir")
     if differing:
         raise ValueError(
             f"--out_dir: {str(folder)!r} holds a comparison of {found['compared']} over seeds "

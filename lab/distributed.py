@@ -55,6 +55,7 @@ def process_group(
         torch.cuda.set_device(local)
     distributed.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
+        nowhere.reconfigure(errors="replace")  # takes any character
         if rank() > 0:
             silence.enter_context(contextlib.redirect_stdout(nowhere))
             silence.enter_context(contextlib.redirect_stderr(nowhere))

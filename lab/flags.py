@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import functools
+import importlib
 import inspect
 import math
 import os
 import random
 import re
+import shlex
 import signal
 import sys
 import time
@@ -38,8 +40,9 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
+TINY = 1e-12  # smaller numbers are taken for slips: float32 would make 0 or infinity of many
 ALLOWED = {
-    bool: "true or false", int: "a whole number below 2^63", float: "a finite number",
+    bool: "true or false", int: "a whole number in digits, below 2^63", float: "a finite number",
     str: "a text", tuple: "a list",
 }
 
@@ -115,6 +118,7 @@ def check_loss(method: Method, vocabulary: int) -> None:
     for name, value in vars(method).items():
         if isinstance(value, (int, float)):
             method.require(0 <= value < 2**31, name, f"0 to {2**31 - 1}")
+            method.require(value == 0 or value >= TINY, name, f"0, or {TINY} and more")
     method.require(method.teacher_every > 0, "teacher_every", "1 or more")
     method.require(method.adapt_steps > 0, "adapt_steps", "1 or more")
     method.require(0 < method.token_share <= 1, "token_share", "above 0, to 1")
@@ -182,16 +186,47 @@ def refuse_old_flags(arguments: list[str]) -> None:
             raise ValueError(f"{argument}: a flag of the first edition; now: {now}")
 
 
+def shell_word(text: str) -> str:
+    """A path as one word of a shell, in characters that this terminal can show, in one line."""
+    text = f"./{text}" if text.startswith("-") else text  # it would be taken for a flag
+    try:
+        text.encode(getattr(sys.stderr, "encoding", None) or "utf-8")
+        if text.isprintable():
+            return shlex.quote(text)
+    except UnicodeEncodeError:
+        pass
+    plain = {**{i: chr(i) for i in range(32, 127)}, ord("'"): "\\'", ord("\\"): "\\\\"}
+    return "$'" + "".join(plain.get(byte, f"\\{byte:03o}") for byte in os.fsencode(text)) + "'"
+
+
+def require_packages(*modules: str) -> None:
+    """Raises ValueError for a module that cannot be imported: now, and not when it is needed."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            package, words = name.partition(".")[0], "allowed: pip install -r requirements.txt"
+            raise ValueError(f"{package}: not importable ({error}); {words}") from None
+
+
 def run_main(prog: str, function: Callable[[list[str]], None]) -> None:
     """Calls function(arguments); what is wrong with them is one line on stderr and exit code 2.
 
     Of the processes of torchrun the first speaks. When it ends, torchrun ends the others, which
     therefore wait, and speak if they alone have failed.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal lacks becomes its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         return function(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:
-        said, code = f"error: {' '.join(str(error).split())}", 2
+        said, code = f"error: {' '.join(str(error).splitlines())}", 2
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own on a CPU
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        allowed = "a smaller --batch_size, --max_new_tokens, --eval_problems or --micro_batch"
+        said, code = f"error: out of memory; allowed: {allowed}", 2
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped by SIGINT"
         code = 128 + (stop.args[0] if stop.args else signal.SIGINT)

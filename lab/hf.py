@@ -6,7 +6,7 @@ holds besides sizes and weights, its JSON files, travels with a loaded model as 
 
 import contextlib
 import json
-import math
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lab.templates import DATE, Chat, is_date, read_arguments
 from lab.text_tasks import TEXT_REWARDS
+from lab.weights import NOT_FINITE, not_finite
 from minisd import GPT, GPTConfig, rope_table
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and the toy does without it
@@ -35,6 +36,7 @@ FIELDS = {  # of GPTConfig: of config.json
     "context_window": "max_position_embeddings",
 }
 ROPES = ("default", "linear", "llama3", "yarn")  # the others depend on the length of the text
+NEEDED = ("transformers", "tokenizers", "safetensors.torch", "huggingface_hub")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # No pickles, no code, no second copy of the weights in another layout.
 DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
@@ -67,6 +69,8 @@ class Checkpoint:
             alone = getattr(self, name) and not getattr(self, other)
             self.require(not alone, name, f"only with --{other}")
         self.require(not self.data or Path(self.data).is_file(), "data", "a JSONL file")
+        words = "a checkpoint's folder, or a name on the hub; this is a file"
+        self.require(not self.init or not Path(self.init).is_file(), "init", words)
         self.require(self.reward in TEXT_REWARDS, "reward", ", ".join(TEXT_REWARDS))
         for name in ("template", "teacher_template"):
             read_arguments(name, getattr(self, name))
@@ -97,12 +101,7 @@ def load(
     have it already stay mapped to their file, which nobody may overwrite in place (`save` renames).
     Raises ValueError, one line: whatever is missing, surplus, broken, or would change the numbers.
     """
-    folder = Path(folder_or_name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        with named_errors(f"{folder_or_name}: no such folder, and no download of that name"):
-            folder = Path(snapshot_download(str(folder_or_name), allow_patterns=DOWNLOADS))
+    folder = local_folder(folder_or_name)
     config = read_config(folder)
     files = [folder / "config.json", folder / "generation_config.json"]
     source = {path.name: read_json(path) for path in files if path.exists()}
@@ -116,6 +115,19 @@ def load(
         model.lm_head.weight = model.embed_tokens.weight  # assigning has made two of the one
     model.source = source
     return model.to(device), tokenizer
+
+
+def local_folder(folder_or_name: str | Path) -> Path:
+    """The folder of a checkpoint, which is downloaded if it is a name. Raises ValueError."""
+    folder = Path(folder_or_name)
+    if folder.is_file():
+        raise ValueError(f"{folder}: a file; allowed: a checkpoint's folder, or a name on the hub")
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with named_errors(f"{folder_or_name}: no such folder, and no download of that name"):
+            folder = Path(snapshot_download(str(folder_or_name), allow_patterns=DOWNLOADS))
+    return folder
 
 
 @contextlib.contextmanager
@@ -179,16 +191,21 @@ def read_config(folder: Path) -> GPTConfig:
     rope = c.rope_parameters
     require("rope_type", rope.get("rope_type"), ROPES)
     require("partial_rotary_factor", rope.get("partial_rotary_factor"), (None, 1.0))
+    stored = stored_tensors(folder)
     with named_errors(f"{path}: refused"):
-        config = gpt_config(c)
+        config = gpt_config(c, stored)
         tables = rope_table(config, 2, torch.device("cpu"), torch.float32)
         if not all(table.isfinite().all() for table in tables):
             raise ValueError(f"rope parameters {rope} are not finite")
     return config
 
 
-def gpt_config(c: "PreTrainedConfig") -> GPTConfig:
-    """Our names for the fields of transformers. Raises ValueError for senseless numbers."""
+def gpt_config(c: "PreTrainedConfig", stored: dict[str, "Stored"]) -> GPTConfig:
+    """Our names for the fields of transformers.
+
+    Raises ValueError for senseless numbers, and for sizes that the weights do not have: before
+    anything of such a size is made.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     bias = c.model_type in ("llama", "qwen3") and c.attention_bias
@@ -199,7 +216,7 @@ def gpt_config(c: "PreTrainedConfig") -> GPTConfig:
         "rope_theta": c.rope_parameters["rope_theta"],
     }
     for name, value in values.items():  # transformers looks at most of the types, but at no range
-        least, limit = (0, math.inf) if isinstance(value, bool | float) else (1, 2**40)
+        least, limit = 0 if isinstance(value, bool | float) else 1, 2**40
         if not (isinstance(value, int | float) and least <= value < limit):
             where = FIELDS.get(name, name)
             raise ValueError(f"{where}: {value!r}; allowed: a number, {least} to {limit}")
@@ -207,10 +224,66 @@ def gpt_config(c: "PreTrainedConfig") -> GPTConfig:
     if H % Hkv or D % 2:
         raise ValueError(f"num_key_value_heads: {Hkv}, head_dim: {D}; allowed: a divisor of "
                          f"num_attention_heads {H}, an even number (rotary pairs)")
+    check_sizes(values, stored)
     if (kind := c.rope_parameters["rope_type"]) != "default":
         frequencies, factor = ROPE_INIT_FUNCTIONS[kind](c, torch.device("cpu"))
         values |= {"rope_frequencies": tuple(frequencies.tolist()), "rope_factor": float(factor)}
     return GPTConfig(**values)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the header of a weight file says of a tensor."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str  # such as BF16
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors in the weight files of a folder under our names, read from the headers alone.
+
+    Raises ValueError naming a file that is incomplete.
+    """
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        broken = named_errors(f"{path}: not a complete safetensors file")
+        with broken, safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                found[name.removeprefix("model.")] = Stored(
+                    path, name, tuple(tensor.get_shape()), tensor.get_dtype())
+    return found
+
+
+def check_sizes(values: dict[str, Any], stored: dict[str, Stored]) -> None:
+    """Raises ValueError naming a size in config.json that is not that of the stored tensors.
+
+    values: fields of GPTConfig. A tensor that is not there is not compared: see `read_weights`.
+    """
+    heads = {name: values[name] * values["head_dim"] for name in ("n_heads", "n_kv_heads")}
+    rows = {"n_heads": "q_proj", "n_kv_heads": "k_proj"}
+    places = {"vocab_size": ("embed_tokens", 0), "width": ("embed_tokens", 1),
+              "mlp_width": ("layers.0.mlp.gate_proj", 0)}
+    places |= {name: (f"layers.0.self_attn.{part}", 0) for name, part in rows.items()}
+    for name, (tensor, axis) in places.items():
+        if (there := stored.get(f"{tensor}.weight")) and len(there.shape) == 2:
+            asked, words = values[name], FIELDS[name]
+            if name in heads:
+                asked, words = heads[name], f"{words} x head_dim {values['head_dim']}"
+            if asked != there.shape[axis]:
+                raise ValueError(f"{words}: {asked}; allowed: {there.shape[axis]}, as "
+                                 f"{there.name} has in {there.path.name}")
+    files = {there.path.name for there in stored.values()}
+    parts = [match[1] for name in files if (match := re.search(r"-of-(\d+)\.", name))]
+    layers = {int(name.split(".")[1]) for name in stored if re.match(r"layers\.\d+\.", name)}
+    # Of an incomplete download the file that is missing is told later.
+    if layers and values["n_layers"] > max(layers) + 1 and all(int(n) == len(files) for n in parts):
+        raise ValueError(f"num_hidden_layers: {values['n_layers']}; allowed: {max(layers) + 1}, as "
+                         "the weights have")
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> "PreTrainedTokenizerBase":
@@ -235,11 +308,11 @@ def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype) -> dict[st
     """The weights of a checkpoint under our names, a part of those of transformers.
 
     Raises ValueError naming the file that is broken, or the tensors that are missing, surplus, of
-    another shape, or of a type that is not a plain floating-point number.
+    another shape, not finite, or of a type that is not a plain floating-point number.
     """
     from transformers import AutoModelForCausalLM
 
-    check_files(folder)
+    stored = checked_tensors(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     with named_errors(f"{single if single.exists() else index}: refused by transformers"):
         theirs, found = AutoModelForCausalLM.from_pretrained(
@@ -256,24 +329,23 @@ def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype) -> dict[st
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{folder}: tensors do not fit: {'; '.join(wrong[:8])}{more}")
-    return {name.removeprefix("model."): weight for name, weight in theirs.state_dict().items()}
+    weights = {name.removeprefix("model."): x for name, x in theirs.state_dict().items()}
+    if name := not_finite(weights):
+        raise ValueError(f"{stored[name].path}: {stored[name].name} {NOT_FINITE}")
+    return weights
 
 
-def check_files(folder: Path) -> None:
-    """Raises ValueError naming a weight file that is incomplete, or a tensor of another type."""
-    from safetensors import safe_open
-
-    if not (paths := sorted(folder.glob("model*.safetensors"))):
+def checked_tensors(folder: Path) -> dict[str, Stored]:
+    """`stored_tensors`. Raises ValueError if there are none, or for one of another type."""
+    if not (stored := stored_tensors(folder)):
         raise ValueError(
             f"{folder}: no model.safetensors; .bin files are pickles, which can run code, and are "
             "not opened: convert what you trust with save_pretrained of transformers")
-    for path in paths:
-        broken = named_errors(f"{path}: not a complete safetensors file")
-        with broken, safe_open(path, framework="pt") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        for name, kind in kinds.items():
-            if kind not in ("F32", "BF16", "F16"):
-                raise ValueError(f"{path}: {name} is {kind}; allowed: F32, BF16 or F16")
+    for tensor in stored.values():
+        if tensor.kind not in ("F32", "BF16", "F16"):
+            raise ValueError(
+                f"{tensor.path}: {tensor.name} is {tensor.kind}; allowed: F32, BF16 or F16")
+    return stored
 
 
 def check_end_ids(path: Path, fields: dict[str, Any], vocab_size: int) -> None:

@@ -329,6 +329,9 @@ def brief(text: str, length: int = 120) -> str:
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
+NEEDED = ("matplotlib.figure", "matplotlib.backends.backend_agg")  # asked for before the work
+
+
 def draw(settings: Any, rows: list[dict], summary: dict) -> None:
     """curves.png in the folder of a run."""
     run = settings.run
@@ -413,7 +416,7 @@ def start_lines(settings: Any) -> str:
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
             usual = row[field.name] if group.name == "method" else field.default
-            if value != usual and field.name not in ("method", "seed", "out_dir"):
+            if value != usual and field.name not in ("method", "seed", "out_dir", "cache_dir"):
                 changed.append(f"{field.name}={value}")
     return "\n".join([
         f"{run.method} ({method.source}): {in_words_of(method)}",

@@ -8,7 +8,7 @@ import os
 import pickle
 import platform
 import random
-import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +24,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from lab import distributed
+from lab.flags import shell_word
+from lab.weights import NOT_FINITE, not_finite
 from minisd import GPT, GPTConfig, Teacher
 
 ROOT = Path(__file__).parent.parent
 LOCK = ".lock"
 # What two runs may differ in and still be the same run.
-FREE_SETTINGS = ("out_dir", "save_every")
+FREE_SETTINGS = ("out_dir", "save_every", "cache_dir")
 UNREADABLE = (  # what zipfile, torch and a missing key raise at a broken file
     OSError, EOFError, KeyError, TypeError, RuntimeError, ValueError, AttributeError,
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError,
@@ -53,8 +55,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is what a killed `write_atomically` leaves, or the lock."""
-    return path.name == LOCK or (path.name.startswith(".") and path.suffix[1:].isdigit())
+    """Whether it is the lock, or what a killed `write_atomically` or `hf.save` leaves."""
+    left = path.name.startswith(".") and path.suffix[1:].isdigit()
+    return path.name == LOCK or left or path.name.startswith(".checkpoint.")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -76,7 +79,7 @@ def save_tensors(path: Path, content: dict) -> None:
 
 
 def load_tensors(path: Path, flag: str, keys: set[str]) -> dict:
-    """What `save_tensors` wrote. Raises ValueError that names the flag if it is damaged."""
+    """What `save_tensors` wrote. Raises ValueError, naming the flag, for damage and for NaN."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # the checksums, which torch.load does not look at
@@ -86,8 +89,11 @@ def load_tensors(path: Path, flag: str, keys: set[str]) -> dict:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=shared)
         if not keys <= saved.keys():
             raise KeyError
+        broken = not_finite(saved.get("weights", {}))
     except UNREADABLE:
         raise ValueError(f"{flag}: {str(path)!r} is damaged, or another kind of file") from None
+    if broken:
+        raise ValueError(f"{flag}: {str(path)!r}: {broken} {NOT_FINITE}")
     return saved
 
 
@@ -148,11 +154,16 @@ def comparable(settings: dict[str, dict]) -> dict[str, Any]:
 
 def read_settings(folder: Path, flag: str) -> dict[str, dict]:
     """The settings of the run in a folder. Raises ValueError for another or an older one."""
+    return read_config(folder, flag)["settings"]
+
+
+def read_config(folder: Path, flag: str) -> dict[str, dict]:
+    """The config.json of a run: settings, record, checksums of what its flags name, by flag."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = {"checksums": {}} | json.loads((folder / "config.json").read_text())
         settings, groups = config["settings"], config["settings"].keys()
         old = groups != {"run", "method", "toy", "checkpoint"}
-        parts = (config.get("record", {}), *settings.values())
+        parts = (config.get("record", {}), *settings.values(), *config["checksums"].values())
         if not old and not all(isinstance(part, dict) for part in parts):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -162,28 +173,31 @@ def read_settings(folder: Path, flag: str) -> dict[str, dict]:
         raise ValueError(
             f"{flag}: {str(folder)!r} holds a run of the first edition; allowed: a new folder"
         )
-    return settings
+    return config
 
 
-def finished_run(folder: Path, settings: dict[str, dict], resume: bool) -> dict | None:
-    """The summary of this very run, if it has finished in the folder. Changes nothing.
+def finished_run(folder: Path, made: Any, resume: bool) -> dict | None:
+    """The summary of this very run (a lab.identity.Made), if it has finished in the folder.
 
-    Raises ValueError if the path is a file, or holds something else than a run of these settings,
-    or such a run that is unfinished, unless it is to be resumed.
+    Changes nothing. Raises ValueError if the path is a file, or holds something else than a run of
+    these settings and this content, or such a run unfinished, unless it is to be resumed.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
     if not folder.is_dir() or all(map(is_temporary, folder.iterdir())):
         return None
-    found, wanted = comparable(read_settings(folder, "--out_dir")), comparable(settings)
+    config = read_config(folder, "--out_dir")
+    found, wanted = comparable(config["settings"]), comparable(made.settings)
     finished = (folder / "summary.json").exists()
     for name in wanted:
-        if found.get(name) != wanted[name]:
+        by_content = wanted[name] and name in config["checksums"]  # below, whatever the path
+        if found.get(name) != wanted[name] and not by_content:
             raise ValueError(
                 f"--out_dir: {str(folder)!r} holds {'a' if finished else 'an unfinished'} run with "
                 f"--{name} {found.get(name)!r} instead of {wanted[name]!r}; allowed: the same "
                 "settings or another folder"
             )
+    made.require_same(config["checksums"], folder)
     if finished:
         return read_summary(folder)
     with alone_in(folder):  # raises if that run is at work at this moment
@@ -210,20 +224,21 @@ def read_summary(folder: Path) -> dict:
     return summary
 
 
-def start_folder(folder: Path, settings: dict[str, dict], device: torch.device) -> None:
+def start_folder(folder: Path, made: Any, device: torch.device) -> None:
     """Removes what a killed process was writing; without checkpoints, writes config.json."""
     for path in (*folder.iterdir(), *(folder / "checkpoints").glob("*")):
         if is_temporary(path) and path.name != LOCK:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not (folder / "checkpoints").exists():
-        write_json(folder / "config.json", {"settings": settings, "record": record(device)})
+        content = {"settings": made.settings, "checksums": made.checksums()}
+        write_json(folder / "config.json", content | {"record": record(device)})
 
 
 def resume_command(folder: Path) -> str:
     """The line that goes on with an unfinished run."""
     count = distributed.processes()
     start = "python" if count == 1 else f"torchrun --nproc_per_node {count}"
-    return f"{start} train_gpt.py --resume {shlex.quote(str(folder))}"
+    return f"{start} train_gpt.py --resume {shell_word(str(folder))}"
 
 
 def pick_device(name: str) -> torch.device:
@@ -378,7 +393,8 @@ def last_checkpoint(folder: Path) -> dict | None:
         refused = []
         for path in files:
             try:
-                if load_tensors(path, "--resume", keys)["settings"] != settings:
+                then = load_tensors(path, "--resume", keys)["settings"]
+                if {name: then[name] for name in then if name not in FREE_SETTINGS} != settings:
                     raise ValueError(f"--resume: {str(path)!r} is a checkpoint of another run")
             except ValueError as error:
                 refused.append((path, error))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import templates
+from lab import data_checks, templates
 from lab.graders import (  # noqa: F401 (the rewards are known by this name as well)
     TEXT_REWARDS,
     Cut,
@@ -46,19 +46,23 @@ class TextExample:
     where: str = field(default="", compare=False, repr=False)  # file and line, for messages
 
 
+FIELDS = tuple(f.name for f in dataclasses.fields(TextExample) if f.compare)
+
+
 def read_jsonl(path: str | Path) -> list[TextExample]:
     """Examples from a file with one JSON object a line; blank lines and other fields are ignored.
 
     Fields: prompt, answer, and optionally solution, feedback, rule; or GSM8K's question and answer.
     Raises ValueError naming file and line: not UTF-8, not JSON, a field that is missing or no text.
+    Warns, with line numbers, of a key that stands twice and of a prompt with two answers.
     """
-    examples = []
+    records, examples = [], []
     # Not splitlines: JSON strings may hold the line separators of Unicode.
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         where = f"{path} line {number}"
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            record = json.loads(text) if text else None
+            record = json.loads(text, object_pairs_hook=data_checks.Pairs) if text else None
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from None
         except json.JSONDecodeError as error:
@@ -66,10 +70,12 @@ def read_jsonl(path: str | Path) -> list[TextExample]:
         except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
             raise ValueError(f"{where}: not readable ({str(error)[:80]})") from None
         if text:
+            records.append((where, record))
             examples.append(parse_record(record, where))
-            object.__setattr__(examples[-1], "line", number)  # which frozen fields forbid
     if not examples:
         raise ValueError(f"{path}: no examples; allowed: one or more lines of JSON")
+    data_checks.warn_of_doubles(records)
+    data_checks.warn_of_conflicts(examples)
     return examples
 
 
@@ -80,7 +86,7 @@ def parse_record(record: Any, where: str) -> TextExample:
     gsm8k = "question" in record and "prompt" not in record
     renamed = record | {"prompt": record["question"]} if gsm8k else record
     values = {}
-    for name in (f.name for f in dataclasses.fields(TextExample) if f.compare):
+    for name in FIELDS:
         required = name in ("prompt", "answer")
         if required and name not in renamed:
             raise ValueError(f"{where}: lacks the field {name!r}")
@@ -228,8 +234,8 @@ class TextTask:
         self.thought_end = open_thought(bare)
         self.pools: dict[str, list[TextExample]] = {"train": [], "fresh": []}
         for example in examples:
-            # Spaces and capitals aside, so that no copy of a fresh problem is trained on.
-            text = " ".join(example.prompt.casefold().split())
+            # Differences that no reader sees aside: no copy of a fresh problem is trained on.
+            text = data_checks.split_key(example.prompt)
             fresh = zlib.crc32(text.encode()) % FRESH_ONE_IN == 0
             self.pools["fresh" if fresh else "train"].append(example)
         self.pools["train"] = self.pools["train"][: pool_size or None]
@@ -312,6 +318,7 @@ class TextTask:
 
     def check_fit(self, kinds: list[str], max_new_tokens: int, context_window: int) -> None:
         """Raises ValueError if an example lacks what a context shows, or is too long with it."""
+        data_checks.check_contexts(kinds, CONTEXT_TEMPLATES, self.pools, FIELDS)
         rng, attempt_tokens = random.Random(0), max_new_tokens * bool(set(kinds) & {*self.attempts})
         for example in (e for pool in self.pools.values() for e in pool):
             contexts = ["", *(self.context(example, kind, rng, attempt=" ") for kind in kinds)]

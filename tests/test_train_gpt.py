@@ -500,6 +500,14 @@ BAD = [  # a command line, what is named, what is said to be allowed
     ("--threads 5000", "--threads", "0 to 1024"),
     ("--learning_rate -1", "--learning_rate: -1.0", "above 0"),
     ("--learning_rate 0", "--learning_rate: 0.0", "above 0"),
+    ("--learning_rate 1e300", "--learning_rate: 1e+300", "0 to"),
+    ("--learning_rate 1e-300", "--learning_rate: 1e-300", "1e-12 and more"),
+    ("--method grpo --kl_coef 5e-324", "--kl_coef: 5e-324", "0, or 1e-12"),
+    ("--temperature 1e300", "--temperature: 1e+300", "1e-12 to 2^31"),
+    ("--temperature 1e-300", "--temperature: 1e-300", "above 0"),
+    ("--grad_clip 1e-320", "--grad_clip: 1e-320", "above 0"),
+    ("--grad_clip 1e39", "--grad_clip: 1e+39", "1e-12 to 2^31"),
+    ("--steps 1e9", "--steps: '1e9'", "a whole number in digits"),
     ("--learning_rate nan", "--learning_rate: 'nan'", "a finite number"),
     ("--teacher_update_rate -0.1", "--teacher_update_rate", "0 to 1"),
     ("--teacher snapshot --teacher_every 0", "--teacher_every: 0", "1 or more"),
@@ -660,6 +668,18 @@ def test_a_small_share_of_students_passes_the_start_up_checks(cache_dir, tmp_pat
     share = {"method": "gkd", "batch_size": 64, "student_frac": 0.0625, "steps": 1}
     run(tmp_path / "run", cache_dir, **share)
     assert "checks: untrained loss is log V ok" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "matplotlib.backends.backend_agg"])
+def test_a_missing_package_is_told_before_the_work(missing, cache_dir, tmp_path, monkeypatch):
+    """Catches a run of minutes that ends at its picture, and a folder that such a run leaves."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in [n for n in sys.modules if n.startswith("matplotlib.") and n != missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(train_gpt, "train_and_report", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(ValueError, match=r"matplotlib: not importable .*; allowed: pip install"):
+        run(tmp_path / "run", cache_dir)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):

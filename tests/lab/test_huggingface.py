@@ -253,6 +253,12 @@ def test_shards_equal_one_file(folder, tmp_path):
     with pytest.raises(ValueError, match=r"index.json: .*model-00002-of") as error:
         hf.load(tmp_path / "shards")
     one_line(error)
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    for name in {f for tensor, f in index["weight_map"].items() if ".layers.1." in tensor}:
+        (tmp_path / "shards" / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"index.json: ") as error:  # not: too many layers
+        hf.load(tmp_path / "shards")
+    one_line(error)
 
 
 def test_tied_head_is_one_tensor(folder):
@@ -428,6 +434,74 @@ def test_tensors_that_do_not_fit_are_named(folder, case):
     with pytest.raises(ValueError, match=message) as error:
         hf.load(folder)
     one_line(error)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_named_with_their_file(folder, tmp_path, value):
+    """Catches a run that ends with the advice to lower the learning rate."""
+    edit_weights(folder, **{NORM: torch.tensor([1.0] * 15 + [value])})
+    with pytest.raises(ValueError) as error:
+        hf.load(folder)
+    assert one_line(error) == (
+        f"{folder / 'model.safetensors'}: {NORM.replace('__', '.')} has values that are NaN or "
+        "infinite; allowed: finite numbers")
+
+
+def test_numbers_that_are_none_are_found_in_any_shard_and_type(tmp_path):
+    """Catches a look at the first file alone, and float16 that is not looked at."""
+    model = make_model("llama2", torch.float16)
+    model.model.layers[1].mlp.down_proj.weight.data[3, 5] = math.inf
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    make_tokenizer().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "model.layers.1.mlp.down_proj.weight"
+    with pytest.raises(ValueError, match=f"{index[name]}: {name} has values") as error:
+        hf.load(tmp_path)
+    one_line(error)
+
+
+OVERSIZED = {  # what config.json says, against what the files have
+    "width": ({"hidden_size": 10**9}, "hidden_size: 1000000000; allowed: 32, as model.embed"),
+    "vocabulary": ({"vocab_size": 10**11}, "vocab_size: 100000000000; allowed: 67, as"),
+    "mlp": ({"intermediate_size": 10**9}, "intermediate_size: 1000000000; allowed: 48, as"),
+    "head": ({"head_dim": 10**9}, "num_attention_heads x head_dim 1000000000: 4000000000; allowed"),
+    "heads": ({"num_attention_heads": 10**9}, "num_attention_heads x head_dim 16: 16000000000"),
+    "key heads": ({"num_key_value_heads": 4}, "num_key_value_heads x head_dim 16: 64; allowed: 32"),
+    "layers": (
+        {"num_hidden_layers": 900, "layer_types": ["full_attention"] * 900},
+        "num_hidden_layers: 900; allowed: 2, as the weights",
+    ),
+    "yarn": ({"head_dim": 10**9, "rope_parameters": YARN}, "head_dim 1000000000: 4000000000"),
+    "norm": ({"rms_norm_eps": 1e300}, "rms_norm_eps: 1e\\+300; allowed: a number, 0 to"),
+}
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("case", OVERSIZED)
+def test_sizes_that_the_files_do_not_have_are_refused_before_they_are_allocated(
+    case, shards, folder, monkeypatch
+):
+    """Catches a machine that swaps to death over a wrong number in config.json."""
+    changes, said = OVERSIZED[case]
+    if shards:
+        (folder / "model.safetensors").unlink()
+        make_model("qwen3").save_pretrained(folder, max_shard_size="10KB")
+    edit_json(folder / "config.json", **changes)
+    for name in ("GPT", "read_tokenizer", "read_weights", "rope_table"):
+        monkeypatch.setattr(hf, name, lambda *_: pytest.fail("it goes on"))
+    with pytest.raises(ValueError, match=said) as error:
+        hf.load(folder)
+    assert one_line(error).startswith(f"{folder / 'config.json'}: refused (")
+
+
+def test_a_file_is_no_checkpoint(folder):
+    """Catches a file's path that is looked up on the hub."""
+    for path in (folder / "config.json", folder / "model.safetensors"):
+        with pytest.raises(ValueError, match="a file; allowed: a checkpoint's folder") as error:
+            hf.load(path)
+        one_line(error)
+        with pytest.raises(ValueError, match=r"--init: .*; allowed: a checkpoint's"):
+            hf.Checkpoint(init=str(path), data=__file__)
 
 
 def test_early_llama_buffers_are_no_surplus(folder):

@@ -395,8 +395,10 @@ def break_checkpoint(good: str, folder: Path) -> None:
     ({"rules": "3"}, "--init: with flags of the toy"),
     ({"method": "opd"}, "--external_teacher: 'larger'; allowed: adapted, or a checkpoint"),
     ({"method": "opd", "external_teacher": "empty"}, "config.json"),
-    ({"context": "rule"}, "context rule: 'A box of"),
-    ({"context": "feedback"}, "has no feedback"),
+    ({"context": "rule"}, "--context: 'rule'; DATA line 1 has no rule (and 23 more); allowed"),
+    ({"context": "feedback"}, "allowed with these data: none, partial, answer, solution, sibling"),
+    ({"init": "DATA"}, "--init: 'DATA'; allowed: a checkpoint's folder"),
+    ({"method": "opd", "external_teacher": "DATA"}, "DATA: a file; allowed: a checkpoint's folder"),
     ({"context": "nothing"}, "--context: 'nothing'; allowed: none, partial, "),
     ({"max_new_tokens": "390"}, "allowed: 400, its context window"),
     ({"data": "short.jsonl"}, ": none of the 1 problems"),
@@ -426,6 +428,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         break_checkpoint(checkpoint["init"], tmp_path / flags["init"])
     before = set(tmp_path.rglob("*"))
     with pytest.raises((ValueError, OSError)) as error:
+        flags = {k: v and v.replace("DATA", checkpoint["data"]) for k, v in flags.items()}
         train_gpt.main(words(**{"max_new_tokens": "8", "device": "cpu"} | checkpoint | flags))
     message = " ".join(str(error.value).split())
     said = said.replace("DATA", checkpoint["data"]).replace("INIT", checkpoint["init"])

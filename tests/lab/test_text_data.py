@@ -1,5 +1,6 @@
 """Text datasets: reading JSONL, prompts of student and teacher, rewards, markers, the task."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -109,6 +110,37 @@ def test_broken_line_is_named(tmp_path, case):
         text_tasks.read_jsonl(path)
     assert str(error.value).startswith(f"{path} line 3: ") and message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+WARNED = [  # lines, and what is said of them; nothing: no warning
+    ([GOOD, b'{"prompt": "a b", "answer": "1", "answer": "2"}'], "line 2: the key 'answer' stands"),
+    ([GOOD, b'{"id": 1, "id": 2, "prompt": "p", "answer": "1"}'], "line 2: the key 'id' stands"),
+    ([b'{"meta": {"a": 1, "a": 2}, "prompt": "p", "answer": "1"}'], ""),
+    ([GOOD, b"", {"prompt": " A ", "answer": "c"}], "line 3: the prompt of line 1, 'A', with the"),
+    ([{"prompt": "3+1", "answer": "4"}, {"prompt": "\uff13 + 1", "answer": "5"}], "line 2: the p"),
+    ([{"question": "q", "answer": "#### 4"}, {"prompt": "q", "answer": "5"}], "answer '5' instead"),
+    ([{"prompt": "3+1", "answer": "4"}, {"prompt": "3 +1", "answer": " 4.0 "}], ""),
+    ([{"prompt": "1 2", "answer": "4"}, {"prompt": "12", "answer": "5"}], ""),
+    ([GOOD, GOOD, GOOD], ""),
+]
+
+
+@pytest.mark.parametrize("lines, said", WARNED, ids=str)
+def test_contradictions_are_warned_of_with_their_line(lines, said, tmp_path, capsys):
+    """Catches an answer that silently replaces another, and rewards that contradict each other."""
+    path = write(tmp_path, *lines)
+    text_tasks.read_jsonl(path)
+    error = capsys.readouterr().err
+    assert error.count("\n") == bool(said) and said in error
+    assert not said or error.startswith(f"warning: {path} line ")
+
+
+def test_many_warnings_are_counted(tmp_path, capsys):
+    """Catches a terminal that is flooded, and a line break of the data in a line of ours."""
+    lines = [{"prompt": f"a{i // 2}\nb", "answer": f"{i}\n"} for i in range(20)]
+    text_tasks.read_jsonl(write(tmp_path, *lines))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6 and lines[-1] == "warning: and 5 more lines like this"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
@@ -319,6 +351,46 @@ def test_text_splits_share_no_problem_whatever_the_pool(tokenizer):
     again = [dataclasses.replace(e, prompt=f" {e.prompt.upper()} ") for e in examples()]
     copies = TextTask(again, tokenizer).pools["fresh"]
     assert {e.prompt.strip().capitalize() for e in copies} == held_out[0]
+
+
+@pytest.mark.parametrize("copy", [
+    "What is {} +1?", "What is {}\n+\t1 ?", "\ufeffWHAT is {}+\u00a01\uff1f",
+    "What is {} + \uff11?", "Wh\u00adat\u200b is {} + 1?",
+])
+def test_copies_that_look_alike_are_of_one_split(copy, tokenizer):
+    """Catches `3+1` and `3 + 1` on both sides: an evaluation on what was trained."""
+    fresh = {e.answer for e in TextTask(examples(), tokenizer).pools["fresh"]}
+    others = [dataclasses.replace(e, prompt=copy.format(int(e.answer) - 1)) for e in examples()]
+    assert {e.answer for e in TextTask(others, tokenizer).pools["fresh"]} == fresh
+
+
+def test_a_context_that_data_cannot_fill_names_flag_line_and_what_they_can(tmp_path, tokenizer):
+    """Catches a gap that is met in the middle of a run, or told without its line."""
+    rows = [dataclasses.asdict(e) for e in examples(solution="Add one.", rule="Be short.")]
+    rows[20]["solution"] = rows[3]["rule"] = ""
+    path = write(tmp_path, *rows)
+    task = TextTask(text_tasks.read_jsonl(path), tokenizer)
+    can = "line 21 has no solution; allowed with these data: none, answer, sibling, other_problem"
+    for kinds, flag, said in (
+        (["none", "solution"], "--context", can),
+        (["none", "partial"], "--context", "line 21 has no solution"),
+        (["none", "rule"], "--context", "line 4 has no rule;"),
+        (["feedback", "none"], "--student_context", "line "),
+        (["none", "hint"], "--context", ""),
+    ):
+        with pytest.raises(ValueError) as error:
+            task.check_fit(kinds, 8, 10**6)
+        assert str(error.value).startswith(f"{flag}: {max(kinds, key=lambda k: k != 'none')!r}; ")
+        assert said in str(error.value) and "allowed" in str(error.value)
+    task.check_fit(["none", "answer", "wrong", "sibling"], 8, 10**6)
+    alike = [dataclasses.replace(e, answer="7") for e in examples(solution="Add one.")]
+    with pytest.raises(ValueError, match=r"training problems have the answer '7'.*; allowed"):
+        TextTask(alike, tokenizer).check_fit(["none", "wrong"], 8, 10**6)
+    for split, refused in (("train", True), ("fresh", False)):  # another one is of training
+        task = TextTask(examples(solution="So."), tokenizer)
+        task.pools[split][1] = dataclasses.replace(task.pools[split][1], solution="")
+        with pytest.raises(ValueError) if refused else contextlib.nullcontext():
+            task.check_fit(["none", "other_problem"], 8, 10**6)
 
 
 def test_text_draws_and_evaluations_come_from_their_split(tokenizer):
