@@ -14,6 +14,16 @@ learning rate and 60 steps students are on their way still, so that the law over
 The largest errors are on feedback, which is about attempts that themselves change. The sign is
 right in 9 of 10. On the pool the law is worse, off by up to 10 points, since the share that is
 learnt, 1 - exp(-visits / 16), knows nothing of the learning rate.
+
+Found: The forecast is off by .05 where `nothing will change` is off by .22 and the hinted teacher's
+accuracy by .27. All 72 points together, without anything fitted: R2 .90, mean error .049, the right
+sign in 97 % of the 60 that moved by more than .05 (`python -m lab.claims forecasts`). The best
+rival, markers lost under the context, has R2 .55 with its line fitted to these very points. The
+plain law, without the correction for how sure one is within a class, has .51: it forecasts a fall
+to .60 where markers have no function, and there is none. On feedback, where we feared most, the
+error is .01. What is missed is missed on one side: a pool of 8 problems costs .10 more than
+forecast, and long training at twice the rate up to .16, damage that has nothing to do with manner.
+Against our expectation the pool is forecast no worse, .042.
 """
 
 import math

@@ -230,7 +230,7 @@ def draw(path: Path, points: list[dict]) -> None:
         left.plot([p["predicted"][LAWS[0]] for p in mine], [p["after_fresh"] for p in mine],
                   "o", color=f"C{i}", alpha=0.8, label=case)
     left.plot([0, 1], [0, 1], color="0.5", lw=1)
-    now = float(np.mean([p["before_fresh"] for p in points])) if points else 0.5
+    now = float(np.median([p["before_fresh"] for p in points]))  # without a function it is higher
     left.axhline(now, color="0.7", lw=1, ls=":")
     left.text(0.99, now, "before training", ha="right", va="bottom", fontsize=8, color="0.4")
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted before training",

@@ -12,6 +12,11 @@ at least 20 points of accuracy on fresh problems. Information without confidence
 solution, careful authors) costs about 10, and so does neither, where the other problem is a mere
 distraction: the worse of these two is less than half. Confidence costs as much without information
 as with it, and takes the markers as the solution does.
+
+Found: As predicted in eight of eight: confidence without information costs .33 [.29, .37] of
+accuracy on fresh problems, as much as with it (.02 apart), and takes the markers as the solution
+does. Careful teachers cost .12 [.08, .15] at worst, one with all information no less than one with
+none: here what is learnt on fresh problems is the manner alone.
 """
 
 import numpy as np

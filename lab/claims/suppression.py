@@ -8,6 +8,11 @@ Predicted: Self-distillation under the solution costs at least 10 points of accu
 problems, and not in a world where nothing depends on the marker. It removes markers and shortens,
 but no more completions answer directly: glances in the middle are no longer checked, so that a
 completion that is made to open with `wait` loses as well. GRPO keeps markers and gains.
+
+Found: As predicted: accuracy on fresh problems falls by .34 [.29, .38], and by .01 [.00, .02] in
+the world where markers have no function. Behind a forced opening `wait` the trained model is right
+on .68, and it checks 2 % of its glances; with GRPO accuracy and markers rise. One thing is
+otherwise: the share of direct answers rises by .16, a little more than we allowed.
 """
 
 from lab.claims.arms import GRPO, NO_FUNCTION, SDPO, MeasuredRun
