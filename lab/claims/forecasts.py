@@ -189,7 +189,8 @@ def report(points: list[dict]) -> str:
         "its change.", "",
         "| forecast | R2 | mean error | right sign |", "|---" * 4 + "|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | {row['r2']:.2f} | {row['error']:.3f} | {row['signs']:.0%} of "
+        words = name.replace("|", "\\|")  # KL(a || b) in a table
+        lines.append(f"| {words} | {row['r2']:.2f} | {row['error']:.3f} | {row['signs']:.0%} of "
                      f"{row['moved']} that moved by more than {MOVED:g} |")
     lines += ["", "| case | before | predicted | measured | mean error |", "|---" * 5 + "|"]
     for case in CASES:
