@@ -10,6 +10,12 @@ or more of the mean reward of the training batches. Under a teacher that has not
 larger base model of the same documents, without a hint) there is no credit to assign, only noise to
 bear, and less than half of that lead is left. The sampled token lies between. Against the published
 order GRPO is not last: at a rate of its own it learns as fast not to guess.
+
+Found: With feedback shown the whole vocabulary leads one advantage per completion by .031 [.020,
+.042] of mean reward, as predicted. But it leads by .026 [.002, .050] under a teacher that has
+nothing to tell as well, at twice the learning rate by as much or more: the finer signal drifts
+less, it does not assign credit better. The sampled token lies .005 behind the whole vocabulary, and
+GRPO is not last.
 """
 
 from lab.claims.arms import CONTEXTS, GRPO, LARGER
