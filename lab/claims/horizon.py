@@ -14,6 +14,12 @@ not check (less than 40 % of the time; the unaided model more than 80 %). Where 
 solution stay careful, who know as much and have said the same wrong value, little is lost: it is
 the manner, not the contradiction. In wrong completions KL and disagreement at least halve from the
 first to the last tenth; Firth's teacher saw feedback, here it sees the solution.
+
+Found: As predicted in eight of eight: from behind a wrong glance the teacher that knows the
+solution is right .57 [.44, .70] less often than the same model without it, from behind a right one
+.10 [.04, .16]. It checks 10 % of such glances, the unaided model 98 %. Where authors behind a
+solution stay careful nothing is lost (+.04): it is the manner, not the contradiction. KL and
+disagreement fall by two thirds and more towards the end of wrong completions.
 """
 
 import math

@@ -11,6 +11,11 @@ authors behind it are as sure as behind the right one, it takes as much more tha
 tell something. Over seven contexts the loss of markers follows the measured H(y|x) - H(y|x,c), and
 as closely the certainty of the documents' authors, which is put in by hand in about that order: by
 contexts alone the two cannot be told apart.
+
+Found: The whole solution takes .35 [.27, .44] markers more than half of it. As we expected it is
+not for what it tells: a context that tells nothing, behind which authors are as sure, takes .31
+[.20, .42] more. Over seven contexts the loss of markers follows the authors' certainty (rank
+correlation .98), and what the context tells less than we thought (.57).
 """
 
 from lab.claims.arms import CONTEXTS, NOTHING_TOLD, Measure
