@@ -10,6 +10,10 @@ completion, at 60 as at 120 steps. If all problems share one rule, so that nothi
 it falls at least 0.25 nats lower. The floor I, enumerated over the nine teachers at the student's
 own prefixes, is about 1 nat: log 9 = 2.2 where steps are written, next to nothing in direct
 answers. Training ends within 0.5 nats of it.
+
+Found: As predicted: with rules drawn at random 1.3 [1.2, 1.5] nats per completion are left after
+training, with one shared rule .17 [.12, .23]. The floor that was enumerated is 1.0 nat; in the
+first universe training ends .33 above it, having gained 3.8.
 """
 
 from lab.claims.arms import RULE_OF_ALL, RULE_OF_EACH, MeasuredRun

@@ -12,6 +12,11 @@ nearer to the mixture. What that is worth: always following the likelier rule wo
 often as the teacher. The geometric mean nearly does so; the mixture gives the rarer rule its share
 and ends at 68 %, the price of matching a distribution. At odds 1:1 the reverse KL leaves more
 completions that follow neither rule.
+
+Found: As predicted the reverse KL ends nearer to the geometric mean, by .10 [.07, .12] of total
+variation, and the forward KL nearer to the mixture, by .06 [.03, .09]. The reverse KL is worth .12
+more of the teacher's accuracy. It gives the rarer rule .15 of its completions, less than its odds
+of .2 but more than we expected.
 """
 
 from lab.claims.arms import FORWARD_KL, RULE, MeasuredRun
