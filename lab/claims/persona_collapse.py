@@ -12,6 +12,11 @@ that never repeat, so that answers stay wrong, at least 5 points more of the stu
 completions end with the remark; not if completions that contradict the solution are left out of
 the loss. The reverse KL averages logarithms, so that a remark which half of the teachers exclude
 stays below 5 points.
+
+Found: Not testable here. Only one author in a hundred closes with the remark in this world, and the
+base model has not learnt that such authors are the ones who contradict a solution: after a wrong
+answer the teacher expects the remark no more with the solution than without (-.004). No student
+took it up.
 """
 
 from lab.claims.arms import ENDLESS, SDPO, Measure

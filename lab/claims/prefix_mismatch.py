@@ -10,6 +10,11 @@ teacher, solution shown, is right some 5 points less often than from its own, no
 student's wrong glances are followed by their checks, which a teacher goes on with. What is lost is
 lost to wrong values in the prefix: where all of it is right so far, in the student's manner as
 ever, the teacher loses nothing. The loss grows from a quarter to three quarters.
+
+Found: As we expected, less than published: from three quarters of the student's completion the
+teacher is right .02 [-.01, .05] less often than from its own. Where the prefix is right so far it
+loses nothing (+.02). The student's wrong glances are followed by their checks, which the teacher
+goes on with.
 """
 
 from lab.claims.arms import Measure
