@@ -9,6 +9,14 @@ Predicted: Only those stretches of ten steps count in which the loss fell: over 
 fresh problems loses at least 10 points in all. Where the markers have no function it does not,
 though the loss falls there as well. The loss ends at less than half of where it began. Accuracy on
 the training problems does not show it either: it falls by less than 5 points, if at all.
+
+Found: Fragile, and it hangs on the learning rate: in the stretches where the loss falls accuracy
+loses .12 at half of it, nothing at twice. There the failure is not quiet at all. Within the first
+ten steps accuracy falls from .65 to .36 while the loss per token doubles, since completions shrink
+to the few tokens on which student and teacher disagree. In the first universe the loss ends 1.6
+times where it began, not at less than half. Where the markers have no function it falls to nothing,
+and no accuracy with it. So a rising loss per token was the warning here, and a falling one no
+comfort.
 """
 
 import itertools

@@ -11,6 +11,12 @@ layer more that has read the same documents raises it by less than half of that:
 manner and nothing new. Self-distillation under the solution ends at least 30 points lower. Who has
 the adapted teacher needs no student, though: GRPO itself ends within 10 points of it. A teacher
 adapted with the solution in view learns to answer at once and makes its student worse.
+
+Found: As predicted in seven of eight: a teacher adapted by reward raises accuracy on fresh problems
+by .20 [.08, .32], a larger one that has read the same by .003 [-.008, .015]. GRPO itself ends as
+high (.03 apart), and a teacher adapted with the solution in view costs its student .40. In the
+eighth, at twice the learning rate on the weaker base, the adaptation itself had broken the teacher:
+-.15.
 """
 
 from lab.claims.arms import ADAPTED, GRPO, LARGER, SDPO
