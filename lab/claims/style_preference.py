@@ -11,6 +11,11 @@ solution, behind which they are as sure, does not: its teacher is right far more
 student ends farther from it than it began. But the teacher of the shared style is right less often
 than the student was: brevity without a hint costs what doubt was for, so that what is learnt
 faithfully is a loss. A teacher that always writes every step is followed as well, to a gain.
+
+Found: As predicted, and fully: a context that tells nothing, behind which authors are brief and
+sure, takes the student all of the way to its teacher (1.03 [.93, 1.12]); the solution takes it as
+far in the other direction (-1.2). What is learnt faithfully is a loss, -.27 of accuracy in the
+first universe. A teacher that writes every step is followed as well, to a gain of .29.
 """
 
 import math
