@@ -11,6 +11,11 @@ least 15 points. A larger model of the same documents (compatible, nothing new) 
 that always writes every step (new, another manner) does: whatever it writes is within the
 student's reach, who writes so, too, though seldom. So we expect the second condition to hold and
 the first not to be needed: the control keeps the effect. Its overlap starts lower and rises.
+
+Found: The second condition holds, the first is not needed, as we expected: a teacher of another
+manner raises accuracy by .30 [.28, .31], more than the compatible one adapted by reward, .20 [.08,
+.32], and a larger one with nothing new by .01. Its overlap does start lower, by .26 or more, but it
+hardly rises (.01): the student moves along with its own completions.
 """
 
 import numpy as np
