@@ -8,6 +8,12 @@ Predicted: Supervised training on right completions written with the solution in
 least 10 points of accuracy on fresh problems and shortens. On right completions written without
 it, as right, it does not: it gains, since the model's own right answers are the checked ones. Where
 markers have no function guided ones do no harm either.
+
+Found: As predicted in eight of eight: right completions written with the solution in view cost .38
+[.35, .41], those written without it nothing, .04 [-.08, .16]. At half the learning rate of the row
+the latter gain .15 to .18; at twice they lose up to .19, since the row's rate was chosen by
+training problems, where this method learns by heart. Where markers have no function guided ones do
+no harm (.00).
 """
 
 from lab.claims.arms import NO_FUNCTION, SFT

@@ -11,6 +11,11 @@ rise by less than half of that: being sure is manner, being right as well is inf
 by at least 15 points, length down by a fifth or more, markers by at least two thirds; half of the
 solution lies between. Where authors behind the solution stay careful, their teacher doubts as
 before.
+
+Found: As predicted, and larger: with the solution in view .76 [.74, .79] more completions are right
+without a word of doubt; with another problem's, behind which authors are as sure, .14 [.11, .17].
+Accuracy rises by .30, length falls by 42 %, markers by 91 %; half of the solution lies between.
+Careful authors behind the solution doubt as before (+10 %).
 """
 
 import math

@@ -14,7 +14,7 @@ the first not to be needed: the control keeps the effect. Its overlap starts low
 
 Found: The second condition holds, the first is not needed, as we expected: a teacher of another
 manner raises accuracy by .30 [.28, .31], more than the compatible one adapted by reward, .20 [.08,
-.32], and a larger one with nothing new by .01. Its overlap does start lower, by .26 or more, but it
+.32], and a larger one with nothing new by .01. Its overlap does start .26 lower, but it
 hardly rises (.01): the student moves along with its own completions.
 """
 
