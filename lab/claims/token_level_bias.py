@@ -11,6 +11,13 @@ token level, to within 5 points. That the measure could show a difference is sho
 with a far larger bias, one advantage for all tokens of a completion: it ends more than 5 points
 away (above, since it learns less of what harms). On enumerated completions the token level is off
 the exact gradient by more than a tenth of its norm, and the unbiased estimator is noisier.
+
+Found: The opposite: a student trained at sequence level ends .23 [.14, .31] higher on fresh
+problems, in seven of eight by more than .19. Removing the bias changes a lot here, since what later
+tokens lose when doubt is dropped now counts against dropping it. The estimator with one advantage
+for a whole completion, more biased still, ends .47 [.42, .51] higher: it learns less of what harms.
+Bias and noise are as predicted: the token level is off the exact gradient by .44 of its norm, the
+sequence level is 2.6 times as noisy.
 """
 
 from lab.claims.arms import Measure
