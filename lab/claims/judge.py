@@ -185,12 +185,10 @@ def summary(values: list[float], share: float = 0.95) -> dict:
 
 def short(x: float, scale: float = 0.0) -> str:
     """A number of this size, or of one up to `scale`, without digits that tell nothing."""
-    if x == 0:
-        return "0"
     size = max(abs(x), scale)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.095 else 3
     text = f"{x:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+    return "0" if float(text) == 0 else text
 
 
 def interval_text(r: dict) -> str:

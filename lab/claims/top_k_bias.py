@@ -13,6 +13,12 @@ same two does not. The leak feeds on the mass that has leaked already, so that i
 learning rate and the steps: at half the rate and 60 steps it may hardly have begun, and the claim
 may hang on that. With one token it has; with eight nothing is lost. Over 400 steps on two tokens
 accuracy rises, then falls by more than 20 points from its peak.
+
+Found: As predicted, and earlier: the naive form on two tokens costs .76 [.56, .97] of accuracy on
+fresh problems, the stop-gradient form on the same two .01 [.00, .02]. Even at half the learning
+rate and 60 steps it has begun (-.31 and -.43). Eight tokens lose nothing, nor do the renormalised
+form and the bucket on two. Over 400 steps accuracy rises and falls by .66 from its peak; with the
+stop-gradient by .11, a little more than we allowed.
 """
 
 import numpy as np

@@ -11,6 +11,11 @@ by at least 15 points if training is dense and on-policy. We expect the claim to
 the rule is one more written step, which the teacher's own samples show as well, so that the same
 loss on these (dense, off-policy) carries at least half as far. Rewards alone (sparse, on-policy)
 carry nothing: an untaught student does not write that step by chance.
+
+Found: As we expected the claim fails: the rule, taught densely and on-policy, raises accuracy on
+problems with another operator by .35 [.32, .39], and densely and off-policy by as much, .36 [.32,
+.40]. Rewards alone carry nothing (.00). Supervised training on right samples of the teacher, sparse
+and off-policy, carries twice as far in the first universe (.78), at its own higher learning rate.
 """
 
 import numpy as np
