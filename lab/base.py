@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -180,9 +180,14 @@ def base_model(
     model = GPT(shape_of(size), torch.Generator().manual_seed(seed)).to(device)
     shipped = BASES / f"{size}-{recipe_hash(world, seed, steps, size)}.safetensors"
     if shipped.exists() and not here_made:
-        with safe_open(shipped, framework="pt") as file:
-            seconds = float(file.metadata()["pretrain_s"])
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        try:
+            with safe_open(shipped, framework="pt") as file:
+                seconds = float(file.metadata()["pretrain_s"])
+                names = file.keys()
+                model.load_state_dict({name: file.get_tensor(name) for name in names})
+        except (*storage.UNREADABLE, SafetensorError):
+            words = "is damaged; allowed: --pretrain, or the file as it shipped"
+            raise ValueError(f"base model: {str(shipped)!r} {words}") from None
         print(f"base model: shipped, made by --pretrain in {seconds:.0f} s", flush=True)
         return model, seconds
     path = Path(cache_dir) / f"{size}-{recipe_hash(world, seed, steps, size, **here(device))}.pt"
@@ -191,9 +196,7 @@ def base_model(
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 print(f"base model: pretraining of {steps} steps, kept in {path}", flush=True)
-                start = time.perf_counter()
-                pretrain(model, world, steps, seed)
-                seconds = time.perf_counter() - start
+                seconds = timed_pretrain(model, world, steps, seed)
                 content = {"weights": model.state_dict(), "pretrain_s": seconds}
                 storage.save_tensors(path, content)
     saved = storage.load_tensors(path, "--cache_dir", {"weights", "pretrain_s"})
@@ -210,20 +213,24 @@ def external_base(name: str, world: World, **how) -> tuple[GPT, float]:
     return base_model(dataclasses.replace(world, **changes), EXTERNAL_SEED, size=size, **how)
 
 
+def timed_pretrain(model: GPT, world: World, steps: int, seed: int) -> float:
+    """The seconds that it took."""
+    start = time.perf_counter()
+    pretrain(model, world, steps, seed)
+    return time.perf_counter() - start
+
+
 def ship() -> Path:
     """Pretrains the default's base model and puts it in place of the one that ships."""
     torch.set_num_threads(1)
-    world, steps = World(), Toy.pretrain_steps
     model = GPT(shape_of("base"), torch.Generator().manual_seed(0))
-    start = time.perf_counter()
-    pretrain(model, world, steps, 0)
-    seconds = time.perf_counter() - start
-    path = BASES / f"base-{recipe_hash(world, 0, steps, 'base')}.safetensors"
+    seconds = timed_pretrain(model, World(), Toy.pretrain_steps, 0)
+    path = BASES / f"base-{recipe_hash(World(), 0, Toy.pretrain_steps, 'base')}.safetensors"
     BASES.mkdir(exist_ok=True)
-    for older in BASES.glob("*.safetensors"):
+    metadata = {"pretrain_s": f"{seconds:.1f}"}
+    storage.write_atomically(path, lambda p: save_file(model.state_dict(), p, metadata))
+    for older in {*BASES.glob("*.safetensors")} - {path}:
         older.unlink()
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, path, metadata={"pretrain_s": f"{seconds:.1f}"})
     return path
 
 

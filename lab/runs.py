@@ -71,20 +71,21 @@ def joined(flags: Flags) -> list[str]:
 
 def own_and_passed(
     parser: OneLineParser, argv: list[str], *, limits: dict[str, tuple[int, int]],
-    refused: dict[str, str], out_dir: str,
+    refused: dict[str, str], out_dir: str, switches: tuple[str, ...] = (),
 ) -> tuple[argparse.Namespace, Flags]:
     """The settings of a command that starts runs, and the flags that it passes on to all of them.
 
-    limits: its whole numbers, least and most; --workers and --out_dir (with its default) it always
-    has. refused: flags that its runs may not be given, and why. Raises ValueError.
+    limits: its whole numbers, least and most; switches: its flags without a value; --workers and
+    --out_dir (with its default) it always has. refused: flags that its runs may not be given, and
+    why. Raises ValueError.
     """
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--out_dir", default=out_dir, help=f"default: {out_dir}")
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
     limits = limits | {"workers": (1, 1000)}
-    words, flags = split_flags(argv)
-    own = {k: v for k, v in flags.items() if k.removeprefix("--") in (*limits, "out_dir")}
+    (words, flags), names = split_flags(argv), {*limits, *switches, "out_dir"}
+    own = {k: v for k, v in flags.items() if k.removeprefix("--") in names}
     settings = parser.parse_args([*words, *joined(own)])
     for name, (least, most) in limits.items():
         if not least <= (value := getattr(settings, name)) <= most:

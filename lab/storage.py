@@ -34,7 +34,7 @@ LOCK = ".lock"
 FREE_SETTINGS = ("out_dir", "save_every", "cache_dir")
 UNREADABLE = (  # what zipfile, torch and a missing key raise at a broken file
     OSError, EOFError, KeyError, TypeError, RuntimeError, ValueError, AttributeError,
-    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError,
 )
 
 

@@ -83,6 +83,8 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if not 1 <= given.count <= 10_000:
         raise ValueError(f"--count: {given.count}; allowed: 1 to 10000")
+    if Path(given.out_dir).is_file():
+        raise ValueError(f"--out_dir: {given.out_dir!r} is a file; allowed: a folder, a new name")
     path = Path(given.out_dir) / "word_problems.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in problems(given.seed, given.count))

@@ -413,6 +413,10 @@ def test_what_is_shipped_is_taken_and_nothing_else_for_it(tmp_path, monkeypatch,
                                (toy_tasks.World(glance_rate=0), 0, 1)):
         base.base_model(world, seed, **how | {"steps": steps})
         assert f"pretraining of {steps} steps" in capfd.readouterr().out
+    for content in (b"", b"no model", path.read_bytes()[:5000]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path.name}' is damaged; allowed: --pretrain"):
+            base.base_model(toy_tasks.World(), 0, **how)
     settings, _ = train_gpt.parse(["--pretrain"])
     assert settings.pretraining(CPU)["here_made"] and not train_gpt.parse([])[0].run.pretrain
 

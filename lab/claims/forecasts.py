@@ -68,16 +68,14 @@ def main(arguments: list[str]) -> None:
 
 def settings_of(arguments: list[str]) -> tuple[argparse.Namespace, Flags]:
     """The settings of this command, and the flags for all runs."""
-    predict = "--predict" in arguments
     parser = OneLineParser(
         prog="python -m lab.claims forecasts", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--predict", action="store_true", help="stop before the runs")
-    settings, given = own_and_passed(
-        parser, [a for a in arguments if a != "--predict"], limits={}, refused=REFUSED,
-        out_dir="out/claims")
-    settings.predict = predict
-    return settings, given
+    parser.add_argument(
+        "--predict", action="store_true", default=False, help="stop before the runs")
+    return own_and_passed(
+        parser, arguments, limits={}, refused=REFUSED, out_dir="out/claims",
+        switches=("predict",))
 
 
 def finished(runs: dict[tuple, list[Run]], workers: int) -> None:

@@ -51,6 +51,9 @@ def test_a_count_that_cannot_be_is_refused(count, tmp_path):
     with pytest.raises(ValueError, match=f"--count: {count}; allowed: 1 to 10000"):
         word_problems.main(["--count", count, "--out_dir", str(tmp_path)])
     assert not any(tmp_path.iterdir())
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(ValueError, match=r"--out_dir: .*mine' is a file; allowed: a folder"):
+        word_problems.main(["--out_dir", str(tmp_path / "mine")])
 
 
 # The wheel ----------------------------------------------------------------------------------------
