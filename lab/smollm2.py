@@ -75,7 +75,7 @@ def convert(gguf: Path, folder: Path) -> None:
     with hf.named_errors(f"{gguf.name}: not read (needs {', '.join(NEEDS)})"):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
         theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-    config = hf.gpt_config(theirs.config)
+    config = hf.gpt_config(theirs.config, {})  # no stored sizes to compare with
     with torch.device("meta"):
         model = GPT(config)
     weights = {k.removeprefix("model."): v for k, v in theirs.state_dict().items()}
