@@ -259,8 +259,7 @@ def sample(
     if temperature < 0:
         raise ValueError(f"temperature: {temperature}; allowed: 0 or more")
     coefficients, models, prompts = zip(*terms)
-    inputs = [p.ids for p in prompts]
-    B, device = len(inputs[0]), inputs[0].device
+    B, device = len(prompts[0].ids), prompts[0].ids.device
     if uniforms is None:
         uniforms = torch.rand(B, max_new_tokens, generator=generator, device=device)
     uniforms = uniforms * (1 - 1e-6)  # so that u * total is below total in float32
@@ -269,10 +268,13 @@ def sample(
     ends = torch.tensor(end_ids, device=device)
     rows = torch.arange(B, device=device)  # those still being written
     done = rows < 0
-    lengths = [p.ids.shape[1] + max_new_tokens for p in prompts]
-    caches = [KVCache(m, p.pad_count, n) for m, p, n in zip(models, prompts, lengths)]
+    states, caches = [], []
+    for m, p in zip(models, prompts):  # the prompt of a group is read once
+        once, of = torch.cat((p.pad_count[:, None], p.ids), 1).unique(dim=0, return_inverse=True)
+        caches.append(KVCache(m, once[:, 0], p.ids.shape[1] + max_new_tokens))
+        states.append(m.hidden(once[:, 1:], caches[-1])[of, -1])
+        caches[-1].keep(of)
     for t in range(max_new_tokens):
-        states = [m.hidden(x, cache)[:, -1] for m, x, cache in zip(models, inputs, caches)]
         logits = log_linear([m.lm_head(x) for m, x in zip(models, states)], coefficients).float()
         token = pick(logits, uniforms[rows, t], temperature)  # (b,)
         ids[rows, t] = token
@@ -286,10 +288,10 @@ def sample(
                 for cache in caches:
                     cache.keep(active)
                 rows, done, token = rows[active], done[active], token[active]
-        inputs = [token[:, None]] * len(models)
+        if t + 1 < max_new_tokens:
+            states = [m.hidden(token[:, None], cache)[:, -1] for m, cache in zip(models, caches)]
     # A finished row goes on until it is dropped; what it wrote behind its end token goes here.
-    ended = torch.isin(ids, ends)
-    mask = ended.cumsum(1) - ended.long() == 0
+    mask = F.pad(torch.isin(ids, ends), (1, -1)).cumsum(1) == 0
     ids, log_probs = ids.masked_fill(~mask, pad_id), log_probs.masked_fill(~mask, 0.0)
     return Completions(ids, mask, log_probs).take(torch.arange(B, device=device))
 
@@ -699,8 +701,7 @@ def write_groups(
     split = round(method.student_frac * count) * G
     for part, author in ((rows[:split], "student"), (rows[split:], method.off_policy)):
         if part and author != "data":
-            known = [kind for kind in kinds if kind in part[0].contexts]
-            shown = {kind: prompts_of(task, part, kind, device) for kind in known}
+            shown = {kind: prompts_of(task, part, kind, device) for kind in part[0].contexts}
             alone = [(1.0, student, shown[method.student_context])]
             terms = alone if author == "student" else teacher.terms(shown)
             with sizes.autocast(device):
@@ -796,7 +797,6 @@ def score(
     states = [completion_hidden(student, batch.shown[method.student_context], ids)[mask]]  # (N, C)
     with torch.no_grad():
         states += [completion_hidden(model, shown, ids)[mask] for _, model, shown in terms]
-
     used = differentiated(method) if torch.is_grad_enabled() else ()
 
     def on_chunk(ids: Tensor, *states: Tensor) -> dict[str, Tensor]:
