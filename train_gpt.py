@@ -47,6 +47,7 @@ class Run:
     grad_clip: float = 1.0  # maximal norm of the gradient
     eval_every: int = 25  # steps between evaluations
     eval_problems: int = 256  # completions per split and evaluation
+    eval_temperature: float = 1.0  # of the sampling in evaluations; 0: greedy
     device: str = "auto"  # auto, cpu, cuda or mps
     threads: int = 1  # CPU threads; 0: as PyTorch decides
     deterministic: bool = False  # on a GPU: only operations that repeat bit for bit; slower
@@ -56,13 +57,8 @@ class Run:
     pretrain: bool = False  # a base model made here, instead of the one that ships
 
     def __post_init__(self):
-        least = {"train_problems": 0, "save_every": 0, "threads": 0, "seed": 0}
-        for field in dataclasses.fields(self):
-            value, low = getattr(self, field.name), least.get(field.name, 1)
-            if field.type is int:
-                self.require(low <= value < 2**31, field.name, f"{low} to {2**31 - 1}")
-            if field.type is float:
-                self.require(flags.TINY <= value < 2**31, field.name, "above 0, 1e-12 to 2^31 - 1")
+        may_be_0 = {"train_problems", "save_every", "threads", "seed", "eval_temperature"}
+        flags.check_numbers(self, may_be_0)
         self.require(self.threads <= 1024, "threads", "0 to 1024")
 
     require = Method.require  # of a flag: its value is allowed
@@ -168,7 +164,8 @@ def train(
 def evaluated(settings: Settings, task: Task, teacher: Teacher) -> dict[str, Evaluation]:
     """The student on every split, its teacher on train."""
     run = settings.run
-    how = {"count": run.eval_problems, "seed": run.seed, "sizes": settings.sizes}
+    sizes = dataclasses.replace(settings.sizes, temperature=run.eval_temperature)
+    how = {"count": run.eval_problems, "seed": run.seed, "sizes": sizes}
     with distributed.gathered(teacher.student, teacher):
         return evaluate_all(task, teacher.student, teacher, **how)
 

@@ -53,8 +53,8 @@ def share_of_each(
         with sizes.autocast(uniforms.device):
             completions = sample(
                 [(a, model, prompts.take(own)) for a, model, prompts in terms],
-                max_new_tokens=sizes.max_new_tokens, end_ids=task.end_ids, pad_id=task.pad_id,
-                uniforms=uniforms[own],
+                max_new_tokens=sizes.max_new_tokens, temperature=sizes.temperature,
+                end_ids=task.end_ids, pad_id=task.pad_id, uniforms=uniforms[own],
             )
         written = [ids[mask].tolist() for ids, mask in zip(completions.ids, completions.mask)]
     shares = distributed.gather(written)
@@ -65,7 +65,7 @@ def evaluate(
     task: Task, author: GPT | Teacher, split: str, *, count: int, seed: int, sizes: Sizes,
     attempts: list[str] | None = None,
 ) -> Evaluation:
-    """One completion at temperature 1 for each of `count` examples, the same ones at every call.
+    """One completion at the temperature of `sizes` for each of `count` examples, always the same.
 
     A teacher is measured as it teaches, with its contexts. attempts: completions that contexts of
     the kind "own" (feedback) are about; otherwise they are about references.

@@ -112,6 +112,18 @@ def settings_of(kind: type, flags: dict[str, Any], row: dict[str, Any] | None = 
     return kind(**values)
 
 
+def check_numbers(settings: Any, may_be_0: set[str]) -> None:
+    """Raises ValueError, naming the flag, for a number that is negative, absurd, or 0 unallowed."""
+    for field in dataclasses.fields(settings):
+        value, least = getattr(settings, field.name), int(field.name not in may_be_0)
+        if field.type is int:
+            settings.require(least <= value < 2**31, field.name, f"{least} to {2**31 - 1}")
+        if field.type is float:
+            fits = TINY <= value < 2**31 or value == 0 == least
+            below = "above 0" if least else "0, or"
+            settings.require(fits, field.name, f"{below}, {TINY} to 2^31 - 1".replace("or,", "or"))
+
+
 def check_loss(method: Method, vocabulary: int) -> None:
     """Raises ValueError, naming the flag, for numbers with which a method could not be trained."""
     method.require(method.learning_rate > 0, "learning_rate", "above 0")
