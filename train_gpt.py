@@ -21,7 +21,7 @@ import torch
 
 import lab.extra_losses  # noqa: F401 (importing it adds its rows to the tables of the core)
 import minisd
-from lab import base, distributed, flags, hf, identity, report, storage
+from lab import base, distributed, flags, hf, identity, moments, report, storage
 from lab.evaluation import Evaluation, evaluate_all, seeded
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Method, Sizes, Task, Teacher
@@ -47,6 +47,7 @@ class Run:
     grad_clip: float = 1.0  # maximal norm of the gradient
     eval_every: int = 25  # steps between evaluations
     eval_problems: int = 256  # completions per split and evaluation
+    page_problems: int = 8  # completions per evaluation that lab.page can show; 0: none
     device: str = "auto"  # auto, cpu, cuda or mps
     threads: int = 1  # CPU threads; 0: as PyTorch decides
     deterministic: bool = False  # on a GPU: only operations that repeat bit for bit; slower
@@ -56,7 +57,7 @@ class Run:
     pretrain: bool = False  # a base model made here, instead of the one that ships
 
     def __post_init__(self):
-        least = {"train_problems": 0, "save_every": 0, "threads": 0, "seed": 0}
+        least = {"train_problems": 0, "save_every": 0, "threads": 0, "seed": 0, "page_problems": 0}
         for field in dataclasses.fields(self):
             value, low = getattr(self, field.name), least.get(field.name, 1)
             if field.type is int:
@@ -170,7 +171,8 @@ def evaluated(settings: Settings, task: Task, teacher: Teacher) -> dict[str, Eva
     run = settings.run
     how = {"count": run.eval_problems, "seed": run.seed, "sizes": settings.sizes}
     with distributed.gathered(teacher.student, teacher):
-        return evaluate_all(task, teacher.student, teacher, **how)
+        results = evaluate_all(task, teacher.student, teacher, **how)
+        return moments.kept(run.page_problems, results, task, teacher, settings.sizes)
 
 # Set-up -------------------------------------------------------------------------------------------
 def new_state(

@@ -109,9 +109,20 @@ class Log:
     def evaluation(self, n: int, results: dict[str, Evaluation], task: Task) -> None:
         """The means after step n, three wrong answers as text, a warning if most are cut off."""
         self.write("evaluation", {"step": n} | {k: e.means for k, e in results.items()})
+        if moments := [m for e in results.values() for m in e.moments]:
+            self.keep({"step": n, "moments": moments})
         self.warn_of_cuts(max(e.means.get("cut_frac", 0.0) for e in results.values()))
         for line in failures(results[main_split(results)], task) if n else ():
             self.say(line)
+
+    def keep(self, row: dict) -> None:
+        """A line of page.jsonl, for lab/page.py, in place of what a killed process wrote later."""
+        path = self.file and self.file.with_name("page.jsonl")
+        if path:
+            lines = path.read_text().splitlines() if path.exists() else []
+            earlier = [line for line in lines if json.loads(line)["step"] < row["step"]]
+            text = "".join(f"{line}\n" for line in (*earlier, json.dumps(row)))
+            storage.write_atomically(path, lambda path: path.write_text(text))
 
     def checks(self, checks: list[tuple[str, bool | None, str]]) -> None:
         """One line for all start-up checks. Raises ValueError for one that failed; None warns."""

@@ -1,0 +1,171 @@
+"""A few completions of every evaluation, token by token, for the weights of that moment go.
+
+What `python -m lab.page` shows: the likeliest tokens of the student, and those of the teacher
+behind every context that the task knows, all on completions that the evaluation has written.
+"""
+
+import dataclasses
+import random
+
+import torch
+from torch import Tensor
+
+import minisd
+import toy_tasks
+from lab import distributed
+from lab.evaluation import Evaluation
+from lab.forecast import TOY_CLASSES, token_classes, within_class
+from lab.report import answer_of, main_split, prompt_of
+from lab.text_tasks import CONTEXT_TEMPLATES, TextTask
+from minisd import Completions, Row, Sizes, Task, Teacher, Terms
+
+TOKENS, TOP = 256, 5  # of a completion at most; the likeliest ones shown
+CHUNK = 2**24  # logits that exist at a time
+KINDS = tuple(toy_tasks.CONTEXTS | CONTEXT_TEMPLATES)
+DECIMALS = 7  # of what is kept
+
+
+def kept(
+    count: int, results: dict[str, Evaluation], task: Task, teacher: Teacher, sizes: Sizes
+) -> dict[str, Evaluation]:
+    """The results, with moments of `count` completions: half of training problems, half fresh."""
+    shares = {"train": count // 2} | {main_split(results): count - count // 2}
+    places = [(split, i) for split, n in shares.items() for i in chosen(results[split], n)]
+    if places and distributed.rank() == 0:
+        rows = []
+        for e, i in ((results[split], i) for split, i in places):
+            written = {"ids": e.ids[i][:TOKENS], "text": e.texts[i], "reward": e.rewards[i]}
+            rows.append(Row(e.examples[i], {"none": ""}, **written))
+        for (split, i), moment in zip(places, moments_of(rows, task, teacher, sizes)):
+            left_out = max(0, len(results[split].ids[i]) - TOKENS)
+            more = {"split": split, "index": i, "tokens_left_out": left_out}
+            results[split].moments.append(moment | more)
+    return results
+
+
+def chosen(evaluation: Evaluation, count: int) -> list[int]:
+    """Where different problems of rising length stand, the same ones at every evaluation."""
+    places = {prompt_of(example): i for i, example in reversed([*enumerate(evaluation.examples)])}
+    order = sorted(places.values(), key=lambda i: (len(prompt_of(evaluation.examples[i])), i))
+    count = min(count, len(order))
+    return [order[(2 * j + 1) * len(order) // (2 * count)] for j in range(count)]
+
+
+@torch.no_grad()
+def moments_of(rows: list[Row], task: Task, teacher: Teacher, sizes: Sizes) -> list[dict]:
+    """What student and teacher expected at every token of the rows; numbers in nats or fractions.
+
+    `teachers` has an entry per context: `kl` is KL(student || teacher), `content` its part within
+    the classes of tokens (see lab/forecast.py), `top` the likeliest tokens, `p` that of the token.
+    """
+    method, student = teacher.method, teacher.student
+    device, own = next(student.parameters()).device, method.student_context
+    terms = contexts_of(rows, task, teacher)
+    shown = {kind: minisd.prompts_of(task, rows, kind, device) for kind in rows[0].contexts}
+    written = Completions.of([row.ids for row in rows], task.pad_id, device)
+    with sizes.autocast(device):
+        values = readings(
+            [(1.0, student, shown[own])],
+            {name: [(a, m, shown[kind]) for a, m, kind in x] for name, x in terms.items()},
+            written, classes_of(task, device))
+    words, lengths = words_of(task), [len(row.ids) for row in rows]
+    taught = [{} for _ in rows]
+    for name, x in values.items():
+        x["top"] = [[[words(i), p] for i, p in zip(*pair)] for pair in zip(x.pop("ids"), x["top"])]
+        starts = [sum(lengths[:i]) for i in range(len(rows))]
+        for row, start, n, entry in zip(rows, starts, lengths, taught):
+            kinds = {own: None} if name == "" else dict.fromkeys(kind for _, _, kind in terms[name])
+            sees = " and ".join(filter(None, (row.contexts[kind] for kind in kinds)))
+            entry[name] = {k: v[start : start + n] for k, v in x.items()} | {"sees": sees}
+    return [
+        {"prompt": prompt_of(row.example), "answer": answer_of(row.example, task),
+         "text": str(row.text), "right": row.reward == 1, "tokens": [*map(words, row.ids)],
+         "taught": next(iter(terms)), "student": entry.pop(""), "teachers": entry}
+        for row, entry in zip(rows, taught)]
+
+
+def contexts_of(rows: list[Row], task: Task, teacher: Teacher) -> dict[str, list]:
+    """Sets the rows' contexts; by name, (coefficient, model, kind) of a teacher that sees it.
+
+    The first is the method's own. A context is left out where one row cannot have it, or it would
+    not fit. That of a sibling is a reference, that of feedback is about the row itself.
+    """
+    method, student = teacher.method, teacher.student
+    own = method.student_context
+    taught = list(dict.fromkeys(c for _, _, c in method.terms if c != own)) or [own]
+    for kind in dict.fromkeys((own, *taught, *KINDS)):
+        try:
+            texts = [context(row, i, task, kind) for i, row in enumerate(rows)]
+        except (KeyError, ValueError):  # the task's words for what it cannot show
+            continue
+        prompts = [len(task.prompt_ids(row.example, text)) for row, text in zip(rows, texts)]
+        longest = max(n + len(row.ids) for n, row in zip(prompts, rows))
+        if kind in method.contexts or longest <= student.config.context_window:
+            for row, text in zip(rows, texts):
+                row.contexts[kind] = text
+
+    def terms(replaced: dict[str, str]) -> list:
+        return [(a, teacher.copies.get(weights, student), replaced.get(c, c))
+                for a, weights, c in method.terms]
+
+    found = {" and ".join(taught): terms({})}
+    return found | {
+        kind: terms(dict.fromkeys(taught, kind)) for kind in rows[0].contexts if kind not in found}
+
+
+def context(row: Row, i: int, task: Task, kind: str) -> str:
+    """The context of row i, the same one at every evaluation unless it is about the completion."""
+    rng = random.Random(f"moment-{i}-{kind}")
+    attempt = row.text if task.attempts.get(kind) == "own" else task.reference(row.example, rng)
+    example = row.example
+    if getattr(example, "rule", None) == 0:  # the toy without rules; as a hint one can be seen
+        example = dataclasses.replace(example, rule=3)
+    return "" if kind == "none" else task.context(example, kind, rng, attempt)
+
+
+def readings(
+    student: Terms, teachers: dict[str, Terms], written: Completions, classes: Tensor | None
+) -> dict[str, dict[str, list]]:
+    """By name, with the student as "", values of all N tokens in a row, as lists."""
+    def states(terms: Terms) -> list[tuple]:  # (N, C) each
+        return [(a, model, minisd.completion_hidden(model, prompts, written.ids)[written.mask])
+                for a, model, prompts in terms]
+
+    tokens, states_of = written.ids[written.mask], {n: states(t) for n, t in teachers.items()}
+    (_, model, hidden), found = *states(student), {}
+    for part in torch.arange(len(tokens)).split(max(1, CHUNK // model.config.vocab_size)):
+        log_p = minisd.log_softmax(model.lm_head(hidden[part]))  # (n, V)
+        read(found, "", log_p, tokens[part])
+        for name, terms in states_of.items():
+            logits = [m.lm_head(x[part]) for _, m, x in terms]
+            log_q = minisd.log_softmax(minisd.log_linear(logits, [a for a, _, _ in terms]))
+            values = {"kl": minisd.kl(log_p, log_q)}
+            if classes is not None:
+                inside = within_class(log_p, classes) - within_class(log_q, classes)
+                values["content"] = (log_p.exp() * inside).sum(-1)
+            read(found, name, log_q, tokens[part], **values)
+    return found
+
+
+def read(found: dict, name: str, log_probs: Tensor, ids: Tensor, **values: Tensor) -> None:
+    """Adds the values of some tokens to those found by that name."""
+    top = log_probs.topk(min(TOP, log_probs.shape[-1]))
+    values |= {"p": log_probs.gather(1, ids[:, None])[:, 0].exp(), "top": top.values.exp()}
+    rounded = {k: v.double().round(decimals=DECIMALS).tolist() for k, v in values.items()}
+    for key, value in (rounded | {"ids": top.indices.tolist()}).items():
+        found.setdefault(name, {}).setdefault(key, []).extend(value)
+
+
+def classes_of(task: Task, device: torch.device) -> Tensor | None:
+    """The kinds of tokens (V,), which the toy knows."""
+    if isinstance(task, TextTask):
+        return None
+    return token_classes(list(toy_tasks.VOCABULARY), TOY_CLASSES).to(device)
+
+
+def words_of(task: Task):
+    """Token id -> its text."""
+    if not isinstance(task, TextTask):
+        return toy_tasks.VOCABULARY.__getitem__
+    how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return lambda i: task.tokenizer.decode([i], **how)
