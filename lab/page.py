@@ -6,7 +6,7 @@ python -m lab.page base out/sdpo-0 out/grpo-0  # side by side; base: the model b
 It shows what every evaluation has kept (--page_problems of train_gpt.py). In the toy the base model
 now writes the texts that forecast the outcome (lab/forecast.py), on the same fresh problems. What
 does not fit into LIMIT is left out, and the page says so. Open it at a place: page.html#problem=2
-&step=75&token=0&hint=answer.
+&step=75&token=1&hint=answer.
 """
 
 import argparse
@@ -25,12 +25,13 @@ from lab.forecast import LAWS, Look, samples_of, traced
 from lab.measures.formulas import mean_and_error
 from lab.microscope import first_wrong_value
 from lab.report import main_split
-from lab.words import in_words_of
+from lab.words import in_words_of, teacher_of
 from minisd import Method, Row
 from toy_tasks import Problem, Toy, parse_world
 
 LIMIT, PROBLEMS = 5_000_000, 8  # bytes of a page, which is to be mailed; problems on it
 SAMPLES = 512  # texts of a forecast, as many as lab.forecast takes
+NO_TEACHER = "; it has no teacher: one is shown that sees a hint, and teaches nothing"
 BASE = "base"  # instead of a folder: the first run, before training
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -55,7 +56,8 @@ def run_of(name: str) -> dict:
         if len({str(problems_of(x)) for x in moments}) != 1 or not moments[0]:
             raise KeyError
         return {
-            "name": settings["run"]["method"], "folder": name, "words": in_words_of(method),
+            "name": settings["run"]["method"], "folder": name,
+            "words": f"{in_words_of(method)}{'' if teacher_of(method) else NO_TEACHER}",
             "steps": [row["step"] for row in rows], "moments": [shown(x) for x in moments],
             "problems": len(moments[0]), "settings": settings, "method": method,
             "curve": [{"step": e["step"]} | {s: e[s]["accuracy_frac"] for s in splits}
@@ -83,7 +85,8 @@ def shown(moments: list[dict]) -> list[dict]:
 def before_training(run: dict) -> dict:
     """A run that stays where that one began."""
     first = {"steps": run["steps"][:1], "moments": run["moments"][:1], "curve": run["curve"][:1]}
-    return run | first | {"name": BASE, "words": "the model before this training", "method": None}
+    words = f"the model before training, beside the teacher of {run['name']}"
+    return run | first | {"name": BASE, "words": words, "method": None}
 
 
 # 2. The forecast: texts that were possible before any training ------------------------------------

@@ -466,6 +466,8 @@ def end_lines(settings: Any, summary: dict, known: bool) -> str:
     weights = "checkpoint" if settings.checkpoint.init else "student.pt"
     names = ("config.json", "metrics.jsonl", "curves.png", weights, "summary.json")
     lines.append("written: " + ", ".join(str(folder / name) for name in names))
+    if (folder / "page.jsonl").exists():
+        lines.append(f"token by token: python -m lab.page {storage.shell_word(str(folder))}")
     lines.append(f"seconds: pretraining {summary['pretrain_s']:.1f} (cached afterwards), training "
                  f"{summary['train_s']:.1f}, this run {summary['wall_s']:.1f}")
     return "\n".join(lines)

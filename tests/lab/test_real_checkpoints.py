@@ -33,7 +33,7 @@ QWEN3 = {
 SMALL = {
     "steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 8, "eval_problems": 2,
     "eval_every": 2, "micro_batch": 3, "chunk_tokens": 16, "learning_rate": 1e-2, "threads": 1,
-    "device": "cpu",
+    "device": "cpu", "page_problems": 0,
 }
 FILES = {"config.json", "metrics.jsonl", "curves.png", "checkpoint", "summary.json"}
 
