@@ -116,12 +116,16 @@ class Log:
             self.say(line)
 
     def keep(self, row: dict) -> None:
-        """A line of page.jsonl, for lab/page.py, in place of what a killed process wrote later."""
+        """A line of page.jsonl, for lab/page.py, in place of what a killed process wrote later.
+
+        row: its step first, so that earlier lines, which are long, need not be parsed.
+        """
         path = self.file and self.file.with_name("page.jsonl")
         if path:
             lines = path.read_text().splitlines() if path.exists() else []
-            earlier = [line for line in lines if json.loads(line)["step"] < row["step"]]
-            text = "".join(f"{line}\n" for line in (*earlier, json.dumps(row)))
+            steps = [int(line.removeprefix('{"step": ').partition(",")[0]) for line in lines]
+            kept = [line for line, step in zip(lines, steps) if step < row["step"]]
+            text = "".join(f"{line}\n" for line in (*kept, json.dumps(row)))
             storage.write_atomically(path, lambda path: path.write_text(text))
 
     def checks(self, checks: list[tuple[str, bool | None, str]]) -> None:

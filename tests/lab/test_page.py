@@ -464,6 +464,8 @@ def test_it_is_readable_on_a_phone_and_in_the_dark(name, chromium, pages):
             chromium.evaluate("document.querySelector('details').open = true")
             wide = chromium.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, (scheme, width, wide)
+            rows = "Math.max(...[...document.querySelectorAll('td.p')].map(x => x.clientHeight))"
+            assert chromium.evaluate(rows) < 40, "a probability that stands in several lines"
         ratio, where = chromium.evaluate(CONTRAST)
         assert ratio >= 4.5, (scheme, ratio, where)
 
