@@ -32,6 +32,8 @@ from toy_tasks import Problem, Toy, parse_world
 LIMIT, PROBLEMS = 5_000_000, 8  # bytes of a page, which is to be mailed; problems on it
 SAMPLES = 512  # texts of a forecast, as many as lab.forecast takes
 NO_TEACHER = "; it has no teacher: one is shown that sees a hint, and teaches nothing"
+ABOUT = ("The arithmetic of this toy is modulo 10: only the last digit counts. Authors who are "
+         "unsure write wait, and check what they took at a glance.")
 BASE = "base"  # instead of a folder: the first run, before training
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -145,22 +147,19 @@ def page_of(names: list[str]) -> dict:
         if problems_of(run["moments"][0]) != problems:
             raise ValueError(f"folder: {run['folder']!r} has other problems than {folders[0]!r}; "
                              "allowed: runs of one --seed, on the same problems")
-    page = {"problems": problems, "runs": runs, "left_out": []}
+    plain = all(is_plain(run["settings"]) for run in runs)
     for run in runs:
         run["forecast"] = forecast_of(run)
-        for moment in (m for x in run["moments"] for m in x):
-            moment["wrong"] = None
-            if not run["settings"]["checkpoint"]["init"] and not run["settings"]["toy"]["rules"]:
-                moment["wrong"] = wrong_token(moment)
-    return page
+        for m in (m for x in run["moments"] for m in x) if plain else ():
+            problem = Problem.parse(m["prompt"].removesuffix(" = "))
+            m["wrong"] = first_wrong_value(problem, m["text"])
+    return {"problems": problems, "runs": runs, "about": ABOUT * plain}
 
 
-def wrong_token(moment: dict) -> int | None:
-    """The first token of the first wrong value, of a chain of the toy."""
-    try:
-        return first_wrong_value(Problem.parse(moment["prompt"][:-3]), moment["text"])
-    except ValueError:
-        return None  # another task in the same tokens
+def is_plain(settings: dict) -> bool:
+    """Whether it is the toy's arithmetic, without a rule that adds a step."""
+    toy = settings["toy"]
+    return not settings["checkpoint"]["init"] and toy["task"] == "arithmetic" and not toy["rules"]
 
 
 def smaller(page: dict) -> Iterator[str]:

@@ -11,9 +11,11 @@ from conftest import plain_log_probs
 import minisd
 import toy_tasks
 import train_gpt
-from lab import moments, page, report
+from lab import forecast, moments, page, report
+from lab.base import base_model
 from lab.evaluation import evaluate_all
 from lab.flags import run_main
+from lab.forecast import TOY_CLASSES, token_classes
 from lab.report import READINGS, Log
 from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Method, Prompts, Sizes, Teacher
 from toy_tasks import Toy
@@ -23,6 +25,7 @@ QUICK = {
     "pretrain_steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 12, "threads": 1,
     "eval_problems": 6, "eval_every": 2, "page_problems": 4, "learning_rate": 0.01,
 }
+SAMPLES = 64  # of a forecast: some of them are right
 
 
 def untrained(seed: int) -> GPT:
@@ -150,7 +153,7 @@ def trained(folder: Path, cache_dir: str, **changes) -> Path:
 def made(out_dir: Path, *folders) -> Path:
     """The page of some runs, with a forecast of few samples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "SAMPLES", 8)
+        patch.setattr(page, "SAMPLES", SAMPLES)
         page.main([*map(str, folders), "--out_dir", str(out_dir)])
     return out_dir / "page.html"
 
@@ -176,7 +179,7 @@ def hostile(folder: Path, run: Path) -> Path:
     """The page of a run in which every text is one that no model should write."""
     folder.mkdir()
     for name in ("config.json", "summary.json", "metrics.jsonl"):
-        text = (run / name).read_text()
+        text = (run / name).read_text().replace('"arithmetic"', '"another"')
         (folder / name).write_text(text.replace('"sdpo"', json.dumps(HOSTILE[1])))
     rows = [json.loads(line) for line in (run / "page.jsonl").read_text().splitlines()]
     for m in (m for row in rows for m in row["moments"]):
@@ -236,22 +239,54 @@ def test_nothing_is_kept_if_nothing_is_asked_for(tmp_path, cache_dir):
         page.main([str(folder)])
 
 
-def test_the_forecast_is_that_of_its_command(pages, runs):
-    """Catches a forecast of another model or hint, and an example that breaks its law."""
-    data = data_of(pages["three"])
-    base, sdpo, grpo = (run["forecast"] for run in data["runs"])
-    assert base == {"why": ""} and "hint alone" in grpo["why"]
-    assert sdpo["hint"] == "solution" and 0 <= sdpo["corrected"][0] <= 1
-    fresh = [problem for problem in data["problems"] if problem["split"] == "fresh"]
-    assert len(sdpo["texts"]) == len(fresh) == 2
-    for text in sdpo["texts"]:
+def test_the_forecast_is_that_of_its_command(pages, runs, cache_dir, tmp_path):
+    """Catches a forecast of another model, seed or hint than that which is trained."""
+    base, sdpo, grpo = (run["forecast"] for run in data_of(pages["three"])["runs"])
+    assert base == {"why": ""} and "hint alone" in grpo["why"] and sdpo["hint"] == "solution"
+    names = ("world", "train_problems", "pretrain_steps", "group_size", "max_new_tokens")
+    given = {name: QUICK[name] for name in names} | {"eval_problems": SAMPLES}
+    given |= {"cache_dir": cache_dir, "out_dir": tmp_path}
+    forecast.main(["--corrected", *(f"--{name}={value}" for name, value in given.items())])
+    laws = json.loads((tmp_path / "forecast.json").read_text())["laws"]
+    for law, found in laws.items():
+        said = [found[f"predicted_fresh_accuracy_{unit}"] for unit in ("frac", "se_frac")]
+        assert sdpo[law] == said and said[0] > 0
+
+
+def test_a_text_of_the_forecast_shows_who_chose_what(pages, cache_dir):
+    """Catches a choice that is ascribed to the other one, and a hint of another problem."""
+    run = data_of(pages["three"])["runs"][1]
+    model, _ = base_model(toy_tasks.parse_world(QUICK["world"]), 0, steps=2, cache_dir=cache_dir)
+    fresh = [m for m in run["moments"][0] if m["split"] == "fresh"]
+    assert len(fresh) == len(run["forecast"]["texts"]) == 2
+    classes = token_classes(list(toy_tasks.VOCABULARY), TOY_CLASSES)
+    for m, text in zip(fresh, run["forecast"]["texts"]):
         words = [word for word in text["tokens"] if word not in ("<pad>", "<end>")]
         assert "".join(words) == text["text"]
-        alone = [not (word.isdigit() or word in "+-*") for word in text["tokens"]]
-        assert [not content for content in text["content"]] == alone
-        for (_, _, p, q), single in zip(text["probs"], alone):
-            assert (p, q) == pytest.approx((1, 1), abs=1e-5) if single else min(p, q) < 1
-        assert all(0 <= x <= 1.00001 for row in text["probs"] for x in row)
+        ids, sees = [*map(toy_tasks.VOCABULARY.index, text["tokens"])], m["teachers"]["solution"]
+        with torch.no_grad():
+            p, q = (plain_log_probs(model, toy_tasks.encode(hint + m["prompt"]), ids).exp()
+                    for hint in ("", sees["sees"]))
+        for t, (token, probs) in enumerate(zip(ids, text["probs"])):
+            same = classes == classes[token]
+            (p_class, p_token), (q_class, q_token) = (
+                (x[t, same].sum(), x[t, token]) for x in (p, q))
+            expected = (q_class, p_class, p_token / p_class, q_token / q_class)
+            assert probs == pytest.approx([x.item() for x in expected], rel=1e-3, abs=1e-5)
+            assert text["content"][t] == (same.sum() > 1)
+
+
+def test_the_first_wrong_value_is_marked(runs, monkeypatch):
+    """Catches a mark at a glance that was checked, and one where a rule adds a step."""
+    monkeypatch.setattr(page, "forecast_of", lambda run: {"why": ""})
+    run_of = page.run_of
+    for rules, wrong in (("", 7), ("3", None)):
+        run = run_of(str(runs["sdpo"]))
+        for m in (m for x in run["moments"] for m in x):
+            m |= {"prompt": "3*7+4-8 = ", "text": "wait 3*7+4=2; 2-8=4; answer 4"}
+        run["settings"]["toy"]["rules"] = rules
+        monkeypatch.setattr(page, "run_of", lambda name, run=run: run)
+        assert page.page_of(["run"])["runs"][0]["moments"][0][0].get("wrong") == wrong
 
 
 def test_a_page_that_is_too_large_says_what_it_leaves_out(runs, monkeypatch):
@@ -259,7 +294,7 @@ def test_a_page_that_is_too_large_says_what_it_leaves_out(runs, monkeypatch):
     monkeypatch.setattr(page, "forecast_of", lambda run: {"why": ""})
     whole, said = page.page_of([str(runs["sdpo"])]), []
     size = len(page.packed(whole))
-    for share in (1.0, 0.7, 0.3, 0.08):
+    for share in (1.01, 0.7, 0.3, 0.08):
         fresh = page.page_of([str(runs["sdpo"])])
         text = page.fitted(fresh, int(share * size))
         assert len(text) <= share * size
