@@ -172,7 +172,7 @@ def evaluated(settings: Settings, task: Task, teacher: Teacher) -> dict[str, Eva
     how = {"count": run.eval_problems, "seed": run.seed, "sizes": settings.sizes}
     with distributed.gathered(teacher.student, teacher):
         results = evaluate_all(task, teacher.student, teacher, **how)
-        return moments.kept(run.page_problems, results, task, teacher, settings.sizes)
+        return moments.kept(run, results, task, teacher, settings.sizes)
 
 # Set-up -------------------------------------------------------------------------------------------
 def new_state(

@@ -6,6 +6,7 @@ behind every context that the task knows, all on completions that the evaluation
 
 import dataclasses
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,24 @@ from minisd import Completions, Row, Sizes, Task, Teacher, Terms
 
 TOKENS, TOP = 256, 5  # of a completion at most; the likeliest ones shown
 CHUNK = 2**24  # logits that exist at a time
+# Passes over a completion per evaluated one or, in training, third of one: about 2 % of the time.
+# Measured in the toy at --eval_every 5; a checkpoint, whose sampling is slower, is far below.
+SHARE = 1 / 40
 KINDS = tuple(toy_tasks.CONTEXTS | CONTEXT_TEMPLATES)
 DECIMALS = 7  # of what is kept
 
 
 def kept(
-    count: int, results: dict[str, Evaluation], task: Task, teacher: Teacher, sizes: Sizes
+    run: Any, results: dict[str, Evaluation], task: Task, teacher: Teacher, sizes: Sizes
 ) -> dict[str, Evaluation]:
-    """The results, with moments of `count` completions: half of training problems, half fresh."""
+    """The results, with moments of completions: half of training problems, half of fresh ones.
+
+    run: page_problems is their number, and the rest says how many hints there is time for. The one
+    that is taught is always there.
+    """
+    count, between = run.page_problems, min(run.eval_every, run.steps)
+    work = 3 * between * run.batch_size + sum(len(e.texts) for e in results.values())
+    hints = max(1, int(SHARE * work / max(1, count)) - 1)  # one pass is the student's
     shares = {"train": count // 2} | {main_split(results): count - count // 2}
     places = [(split, i) for split, n in shares.items() for i in chosen(results[split], n)]
     if places and distributed.rank() == 0:
@@ -36,7 +47,7 @@ def kept(
         for e, i in ((results[split], i) for split, i in places):
             written = {"ids": e.ids[i][:TOKENS], "text": e.texts[i], "reward": e.rewards[i]}
             rows.append(Row(e.examples[i], {"none": ""}, **written))
-        for (split, i), moment in zip(places, moments_of(rows, task, teacher, sizes)):
+        for (split, i), moment in zip(places, moments_of(rows, task, teacher, sizes, hints)):
             left_out = max(0, len(results[split].ids[i]) - TOKENS)
             more = {"split": split, "index": i, "tokens_left_out": left_out}
             results[split].moments.append(moment | more)
@@ -52,7 +63,9 @@ def chosen(evaluation: Evaluation, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def moments_of(rows: list[Row], task: Task, teacher: Teacher, sizes: Sizes) -> list[dict]:
+def moments_of(
+    rows: list[Row], task: Task, teacher: Teacher, sizes: Sizes, hints: int
+) -> list[dict]:
     """What student and teacher expected at every token of the rows; numbers in nats or fractions.
 
     `teachers` has an entry per context: `kl` is KL(student || teacher), `content` its part within
@@ -60,7 +73,8 @@ def moments_of(rows: list[Row], task: Task, teacher: Teacher, sizes: Sizes) -> l
     """
     method, student = teacher.method, teacher.student
     device, own = next(student.parameters()).device, method.student_context
-    terms = contexts_of(rows, task, teacher)
+    known = contexts_of(rows, task, teacher)
+    terms = dict(list(known.items())[:hints])
     shown = {kind: minisd.prompts_of(task, rows, kind, device) for kind in rows[0].contexts}
     written = Completions.of([row.ids for row in rows], task.pad_id, device)
     with sizes.autocast(device):
@@ -80,7 +94,8 @@ def moments_of(rows: list[Row], task: Task, teacher: Teacher, sizes: Sizes) -> l
     return [
         {"prompt": prompt_of(row.example), "answer": answer_of(row.example, task),
          "text": str(row.text), "right": row.reward == 1, "tokens": [*map(words, row.ids)],
-         "taught": next(iter(terms)), "student": entry.pop(""), "teachers": entry}
+         "taught": next(iter(terms)), "hints_left_out": len(known) - len(terms),
+         "student": entry.pop(""), "teachers": entry}
         for row, entry in zip(rows, taught)]
 
 

@@ -24,6 +24,7 @@ from lab.evaluation import seeded
 from lab.forecast import LAWS, Look, samples_of, traced
 from lab.measures.formulas import mean_and_error
 from lab.microscope import first_wrong_value
+from lab.moments import TOKENS
 from lab.report import main_split
 from lab.words import in_words_of, teacher_of
 from minisd import Method, Row
@@ -32,8 +33,9 @@ from toy_tasks import Problem, Toy, parse_world
 LIMIT, PROBLEMS = 5_000_000, 8  # bytes of a page, which is to be mailed; problems on it
 SAMPLES = 512  # texts of a forecast, as many as lab.forecast takes
 NO_TEACHER = "; it has no teacher: one is shown that sees a hint, and teaches nothing"
-ABOUT = ("The arithmetic of this toy is modulo 10: only the last digit counts. Authors who are "
-         "unsure write wait, and check what they took at a glance.")
+ABOUT = "All arithmetic is modulo 10. Who is unsure writes wait, and checks what was seen at a glance."
+LONG = f"what follows the first {TOKENS} tokens of a completion"
+SLOW = "hints that would have taken over 2 % of the training"
 BASE = "base"  # instead of a folder: the first run, before training
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -190,12 +192,12 @@ def smaller(page: dict) -> Iterator[str]:
 
 def fitted(page: dict, limit: int) -> str:
     """The page's data as JSON of at most so many bytes, with all that was left out."""
-    runs, said = page["runs"], {}
-    if more := max(run["problems"] for run in runs) - len(page["problems"]):
-        said[f"{more} further problems"] = None
-    if any(m["tokens_left_out"] for run in runs for x in run["moments"] for m in x):
-        said["what follows the first 256 tokens of a completion"] = None
-    cuts = smaller(page)
+    runs, cuts = page["runs"], smaller(page)
+    every = [m for run in runs for moments in run["moments"] for m in moments]
+    more = max(run["problems"] for run in runs) - len(page["problems"])
+    known = {f"{more} further problems": more, LONG: any(m["tokens_left_out"] for m in every),
+             SLOW: any(m["hints_left_out"] for m in every)}
+    said = {words: None for words, true in known.items() if true}
     while len(text := packed(page | {"left_out": list(said)})) > limit:
         try:
             said[next(cuts)] = None
@@ -231,8 +233,7 @@ def main(arguments: list[str]) -> None:
         prog="python -m lab.page", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="+", help="of a finished run of train_gpt.py, or base")
-    parser.add_argument("--out_dir", default="", help="where page.html goes (default: the first "
-                        "run's folder)")
+    parser.add_argument("--out_dir", default="", help="of page.html; empty: the first run's folder")
     given = parser.parse_args(arguments)
     page = page_of(given.folder)
     folder = Path(given.out_dir or next(name for name in given.folder if name != BASE))
