@@ -33,7 +33,7 @@ from toy_tasks import Problem, Toy, parse_world
 LIMIT, PROBLEMS = 5_000_000, 8  # bytes of a page, which is to be mailed; problems on it
 SAMPLES = 512  # texts of a forecast, as many as lab.forecast takes
 NO_TEACHER = "; it has no teacher: one is shown that sees a hint, and teaches nothing"
-ABOUT = "All arithmetic is modulo 10. Who is unsure writes wait, and checks what was seen at a glance."
+ABOUT = "All arithmetic is modulo 10. Who is unsure writes wait, and checks what is seen at once."
 LONG = f"what follows the first {TOKENS} tokens of a completion"
 SLOW = "hints that would have taken over 2 % of the training"
 BASE = "base"  # instead of a folder: the first run, before training
@@ -54,7 +54,8 @@ def run_of(name: str) -> dict:
         rows, logged = ([json.loads(line) for line in (folder / file).read_text().splitlines()]
                         for file in ("page.jsonl", "metrics.jsonl"))
         evaluations = [row for row in logged if row["kind"] == "evaluation"]
-        splits = {"train", main_split(json.loads((folder / "summary.json").read_text())["after"])}
+        after = json.loads((folder / "summary.json").read_text())["after"]
+        splits = dict.fromkeys(("train", main_split(after)))
         method = flags.settings_of(Method, {}, settings["method"])
         moments = [in_order(row["moments"]) for row in rows]
         if len({str(problems_of(x)) for x in moments}) != 1 or not moments[0]:
@@ -88,24 +89,21 @@ def shown(moments: list[dict]) -> list[dict]:
 
 def before_training(run: dict) -> dict:
     """A run that stays where that one began."""
-    first = {"steps": run["steps"][:1], "moments": run["moments"][:1], "curve": run["curve"][:1]}
+    first = {"steps": run["steps"][:1], "moments": [[*x] for x in run["moments"][:1]]}
     words = f"the model before training, beside the teacher of {run['name']}"
-    return run | first | {"name": BASE, "words": words, "method": None}
+    return run | first | {"name": BASE, "words": words, "method": None, "curve": run["curve"][:1]}
 
 
 # 2. The forecast: texts that were possible before any training ------------------------------------
 
 
 def forecast_of(run: dict) -> dict:
-    """What both laws say of fresh problems, what came out, and the law's text for each of them.
-
-    Of a run without a forecast: `why`.
-    """
+    """What both laws say of fresh problems, and a text for each by one; or `why` there is none."""
     method, groups = run["method"], run["settings"]
     if method is None or groups["checkpoint"]["init"] or "fresh" not in run["curve"][0]:
         return {"why": "" if method is None else "it is made for the toy alone"}
     (_, weights, kind), *more = method.terms
-    if more or weights == "external" or method.reward_weight == 1 or method.warm_start_steps or (
+    if more or weights == "external" or method.reward_weight or method.warm_start_steps or (
             kind == method.student_context):
         return {"why": "this method does not begin with a teacher that differs by its hint alone"}
     settings, toy = groups["run"], flags.settings_of(Toy, {}, groups["toy"])
@@ -118,7 +116,7 @@ def forecast_of(run: dict) -> dict:
         group_size=settings["group_size"], max_new_tokens=settings["max_new_tokens"])
     values = samples_of(look, "fresh", SAMPLES, settings["seed"])
     found = {law: mean_and_error(values[f"{law}_accuracy_frac"]) for law in LAWS}
-    return found | {"hint": kind, "texts": texts_of(look, run, kind), "seed": settings["seed"]}
+    return found | {"hint": kind, "texts": texts_of(look, run, kind)}
 
 
 def texts_of(look: Look, run: dict, kind: str) -> list[dict]:
@@ -139,16 +137,16 @@ def texts_of(look: Look, run: dict, kind: str) -> list[dict]:
 
 def page_of(names: list[str]) -> dict:
     """Everything on the page. Raises ValueError for runs that have not the same problems."""
-    folders = [name for name in dict.fromkeys(names) if name != BASE]
-    if not folders:
+    by_name = {name: run_of(name) for name in names if name != BASE}
+    if not by_name:
         raise ValueError(f"folder: {BASE!r}; allowed: one or more runs' folders besides")
-    by_name = {name: run_of(name) for name in folders}
-    runs = [by_name.get(name) or before_training(by_name[folders[0]]) for name in names]
-    problems = problems_of(runs[0]["moments"][0])
+    first = next(iter(by_name.values()))
+    runs = [by_name.get(name) or before_training(first) for name in dict.fromkeys(names)]
+    problems = problems_of(first["moments"][0])
     for run in runs:
         if problems_of(run["moments"][0]) != problems:
-            raise ValueError(f"folder: {run['folder']!r} has other problems than {folders[0]!r}; "
-                             "allowed: runs of one --seed, on the same problems")
+            raise ValueError(f"folder: {run['folder']!r} has other problems than "
+                             f"{first['folder']!r}; allowed: runs of one --seed, on the same ones")
     plain = all(is_plain(run["settings"]) for run in runs)
     for run in runs:
         run["forecast"] = forecast_of(run)

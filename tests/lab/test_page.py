@@ -323,6 +323,10 @@ def test_a_page_that_is_too_large_says_what_it_leaves_out(runs, monkeypatch):
     assert said[0] == [] and [len(x) for x in said] == [0, 1, 3, 4]
     assert said[1] == ["hints that were not taught, between the first evaluation and the last"]
     assert "some of the problems" in said[-1] and fresh["runs"][0]["steps"] == [0, 4]
+    two = page.page_of(["base", str(runs["sdpo"]), str(runs["sdpo"])])
+    names = [[len(x) for x in run["moments"]] for run in json.loads(
+        page.fitted(two, size // 10))["runs"]]
+    assert names == [[len(two["problems"])], [len(two["problems"])] * 2]
     with pytest.raises(ValueError, match=r"allowed: 1000; try fewer runs"):
         page.fitted(page.page_of([str(runs["sdpo"])]), 1000)
 
