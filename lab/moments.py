@@ -18,14 +18,16 @@ from lab.evaluation import Evaluation
 from lab.forecast import TOY_CLASSES, token_classes, within_class
 from lab.report import answer_of, main_split, prompt_of
 from lab.text_tasks import CONTEXT_TEMPLATES, TextTask
-from minisd import Completions, Row, Sizes, Task, Teacher, Terms
+from minisd import GPT, Completions, Prompts, Row, Sizes, Task, Teacher
 
 TOKENS, TOP = 256, 5  # of a completion at most; the likeliest ones shown
 CHUNK = 2**24  # logits that exist at a time
-# Passes over a completion per evaluated one or, in training, third of one: about 2 % of the time.
-# Measured in the toy at --eval_every 5; a checkpoint, whose sampling is slower, is far below.
-SHARE = 1 / 40
-KINDS = tuple(toy_tasks.CONTEXTS | CONTEXT_TEMPLATES)
+# Passes over a completion for every evaluated one, and for every half of a trained one: 2 % of the
+# time of a run, as the toy's takes it. Of a checkpoint, which samples slowly, it is far less.
+SHARE = 1 / 60
+# Where there is no time for all hints, those that tell most about a teacher come first.
+FIRST = ("none", "wrong", "feedback", "answer")
+KINDS = tuple(dict.fromkeys((*FIRST, *toy_tasks.CONTEXTS, *CONTEXT_TEMPLATES)))
 DECIMALS = 7  # of what is kept
 
 
@@ -38,7 +40,7 @@ def kept(
     that is taught is always there.
     """
     count, between = run.page_problems, min(run.eval_every, run.steps)
-    work = 3 * between * run.batch_size + sum(len(e.texts) for e in results.values())
+    work = 2 * between * run.batch_size + sum(len(e.texts) for e in results.values())
     hints = max(1, int(SHARE * work / max(1, count)) - 1)  # one pass is the student's
     shares = {"train": count // 2} | {main_split(results): count - count // 2}
     places = [(split, i) for split, n in shares.items() for i in chosen(results[split], n)]
@@ -74,27 +76,31 @@ def moments_of(
     method, student = teacher.method, teacher.student
     device, own = next(student.parameters()).device, method.student_context
     known = contexts_of(rows, task, teacher)
-    terms = dict(list(known.items())[:hints])
-    shown = {kind: minisd.prompts_of(task, rows, kind, device) for kind in rows[0].contexts}
-    written = Completions.of([row.ids for row in rows], task.pad_id, device)
+    terms = {"": [(1.0, student, own)]} | dict(list(known.items())[:hints])  # the student is ""
+    kinds: dict[GPT, dict] = {}
+    for _, model, kind in (term for parts in terms.values() for term in parts):
+        kinds.setdefault(model, {})[kind] = None
     with sizes.autocast(device):
+        states = {model: hidden_states(model, list(seen), rows, task)
+                  for model, seen in kinds.items()}
         values = readings(
-            [(1.0, student, shown[own])],
-            {name: [(a, m, shown[kind]) for a, m, kind in x] for name, x in terms.items()},
-            written, classes_of(task, device))
+            {name: [(a, model, states[model][kind]) for a, model, kind in parts]
+             for name, parts in terms.items()},
+            torch.tensor([i for row in rows for i in row.ids], device=device),
+            classes_of(task, device))
     words, lengths = words_of(task), [len(row.ids) for row in rows]
     taught = [{} for _ in rows]
     for name, x in values.items():
         x["top"] = [[[words(i), p] for i, p in zip(*pair)] for pair in zip(x.pop("ids"), x["top"])]
         starts = [sum(lengths[:i]) for i in range(len(rows))]
         for row, start, n, entry in zip(rows, starts, lengths, taught):
-            kinds = {own: None} if name == "" else dict.fromkeys(kind for _, _, kind in terms[name])
-            sees = " and ".join(filter(None, (row.contexts[kind] for kind in kinds)))
+            seen = dict.fromkeys(row.contexts[kind] for _, _, kind in terms[name])
+            sees = " and ".join(filter(None, seen))
             entry[name] = {k: v[start : start + n] for k, v in x.items()} | {"sees": sees}
     return [
         {"prompt": prompt_of(row.example), "answer": answer_of(row.example, task),
          "text": str(row.text), "right": row.reward == 1, "tokens": [*map(words, row.ids)],
-         "taught": next(iter(terms)), "hints_left_out": len(known) - len(terms),
+         "taught": next(iter(known)), "hints_left_out": len(known) - len(terms) + 1,
          "student": entry.pop(""), "teachers": entry}
         for row, entry in zip(rows, taught)]
 
@@ -138,27 +144,39 @@ def context(row: Row, i: int, task: Task, kind: str) -> str:
     return "" if kind == "none" else task.context(example, kind, rng, attempt)
 
 
-def readings(
-    student: Terms, teachers: dict[str, Terms], written: Completions, classes: Tensor | None
-) -> dict[str, dict[str, list]]:
-    """By name, with the student as "", values of all N tokens in a row, as lists."""
-    def states(terms: Terms) -> list[tuple]:  # (N, C) each
-        return [(a, model, minisd.completion_hidden(model, prompts, written.ids)[written.mask])
-                for a, model, prompts in terms]
+def hidden_states(
+    model: GPT, kinds: list[str], rows: list[Row], task: Task
+) -> dict[str, Tensor]:
+    """By kind of context, states (N, C) that predict the rows' N tokens one after the other."""
+    device = next(model.parameters()).device
+    prompts = {(kind, i): task.prompt_ids(row.example, row.contexts[kind])
+               for kind in kinds for i, row in enumerate(rows)}
+    # Similar lengths together, and as many at a time as there are rows.
+    order, found = sorted(prompts, key=lambda x: (len(rows[x[1]].ids), len(prompts[x]))), {}
+    for start in range(0, len(order), len(rows)):
+        part = order[start : start + len(rows)]
+        written = Completions.of([rows[i].ids for _, i in part], task.pad_id, device)
+        shown = Prompts.of([prompts[x] for x in part], task.pad_id, device)
+        hidden = minisd.completion_hidden(model, shown, written.ids)  # (B, T, C)
+        found |= {x: states[mask] for x, states, mask in zip(part, hidden, written.mask)}
+    return {kind: torch.cat([found[kind, i] for i in range(len(rows))]) for kind in kinds}
 
-    tokens, states_of = written.ids[written.mask], {n: states(t) for n, t in teachers.items()}
-    (_, model, hidden), found = *states(student), {}
-    for part in torch.arange(len(tokens)).split(max(1, CHUNK // model.config.vocab_size)):
-        log_p = minisd.log_softmax(model.lm_head(hidden[part]))  # (n, V)
-        read(found, "", log_p, tokens[part])
-        for name, terms in states_of.items():
-            logits = [m.lm_head(x[part]) for _, m, x in terms]
-            log_q = minisd.log_softmax(minisd.log_linear(logits, [a for a, _, _ in terms]))
+
+def readings(
+    terms: dict[str, list], tokens: Tensor, classes: Tensor | None
+) -> dict[str, dict[str, list]]:
+    """By name, values of N tokens as lists, from terms (coefficient, model, states (N, C))."""
+    (_, student, hidden), found = *terms[""], {}
+    for part in torch.arange(len(tokens)).split(max(1, CHUNK // student.config.vocab_size)):
+        log_p = minisd.log_softmax(student.lm_head(hidden[part]))  # (n, V)
+        for name, parts in terms.items():
+            logits = [model.lm_head(states[part]) for _, model, states in parts]
+            log_q = minisd.log_softmax(minisd.log_linear(logits, [a for a, _, _ in parts]))
             values = {"kl": minisd.kl(log_p, log_q)}
             if classes is not None:
                 inside = within_class(log_p, classes) - within_class(log_q, classes)
                 values["content"] = (log_p.exp() * inside).sum(-1)
-            read(found, name, log_q, tokens[part], **values)
+            read(found, name, log_q, tokens[part], **values if name else {})
     return found
 
 

@@ -135,9 +135,9 @@ def test_hints_that_would_take_too_long_are_left_out():
     """Catches a run of few steps that spends its time on its page, and a page without its hint."""
     teacher = Teacher(METHODS["sdpo"], untrained(0))
     task, sizes = Toy().make_task(16, 0), Sizes(max_new_tokens=9)
-    for steps, passes in ((1, 2), (5, 3), (1000, 10)):
+    for steps, passes in ((1, 2), (10, 5), (1000, 10)):
         results = evaluate_all(task, teacher.student, teacher, count=2, seed=0, sizes=sizes)
-        run = SimpleNamespace(page_problems=2, eval_every=25, steps=steps, batch_size=20)
+        run = SimpleNamespace(page_problems=2, eval_every=25, steps=steps, batch_size=30)
         results = moments.kept(run, results, task, teacher, sizes)
         assert sum(len(e.texts) for e in results.values()) == 10
         for m in (m for e in results.values() for m in e.moments):
