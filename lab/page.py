@@ -33,7 +33,7 @@ from toy_tasks import Problem, Toy, parse_world
 LIMIT, PROBLEMS = 5_000_000, 8  # bytes of a page, which is to be mailed; problems on it
 SAMPLES = 512  # texts of a forecast, as many as lab.forecast takes
 NO_TEACHER = "; it has no teacher: one is shown that sees a hint, and teaches nothing"
-ABOUT = "All arithmetic is modulo 10. Who is unsure writes wait, and checks what is seen at once."
+ABOUT = "All arithmetic is modulo 10. Unsure authors write wait, and check two steps taken at once."
 LONG = f"what follows the first {TOKENS} tokens of a completion"
 SLOW = "hints that would have taken over 2 % of the training"
 BASE = "base"  # instead of a folder: the first run, before training
