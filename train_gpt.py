@@ -21,7 +21,7 @@ import torch
 
 import lab.extra_losses  # noqa: F401 (importing it adds its rows to the tables of the core)
 import minisd
-from lab import base, distributed, flags, hf, identity, report, storage
+from lab import base, distributed, flags, hf, identity, moments, report, storage
 from lab.evaluation import Evaluation, evaluate_all, seeded
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Method, Sizes, Task, Teacher
@@ -48,6 +48,7 @@ class Run:
     eval_every: int = 25  # steps between evaluations
     eval_problems: int = 256  # completions per split and evaluation
     eval_temperature: float = 1.0  # of the sampling in evaluations; 0: greedy
+    page_problems: int = 8  # completions per evaluation that lab.page can show; 0: none
     device: str = "auto"  # auto, cpu, cuda or mps
     threads: int = 1  # CPU threads; 0: as PyTorch decides
     deterministic: bool = False  # on a GPU: only operations that repeat bit for bit; slower
@@ -57,8 +58,8 @@ class Run:
     pretrain: bool = False  # a base model made here, instead of the one that ships
 
     def __post_init__(self):
-        may_be_0 = {"train_problems", "save_every", "threads", "seed", "eval_temperature"}
-        flags.check_numbers(self, may_be_0)
+        flags.check_numbers(self, {"train_problems", "save_every", "threads", "seed",
+                                   "eval_temperature", "page_problems"})
         self.require(self.threads <= 1024, "threads", "0 to 1024")
 
     require = Method.require  # of a flag: its value is allowed
@@ -167,7 +168,8 @@ def evaluated(settings: Settings, task: Task, teacher: Teacher) -> dict[str, Eva
     sizes = dataclasses.replace(settings.sizes, temperature=run.eval_temperature)
     how = {"count": run.eval_problems, "seed": run.seed, "sizes": sizes}
     with distributed.gathered(teacher.student, teacher):
-        return evaluate_all(task, teacher.student, teacher, **how)
+        results = evaluate_all(task, teacher.student, teacher, **how)
+        return moments.kept(run, results, task, teacher, settings.sizes)
 
 # Set-up -------------------------------------------------------------------------------------------
 def new_state(

@@ -3,7 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class Evaluation:
     examples: list
     texts: list[str]
     rewards: list[float]
+    ids: list[list[int]] = field(default_factory=list)  # of the completions
+    moments: list[dict] = field(default_factory=list)  # of a few of them, by lab/moments.py
 
 
 def seeded(name: str, device: torch.device) -> torch.Generator:
@@ -96,7 +98,7 @@ def evaluate(
     means = {name: sum(m[name] for m in measures) / count for name in measures[0]}
     means["completion_tokens"] = sum(lengths) / count
     rewards = [task.reward(text, e) for text, e in zip(texts, examples)]
-    return Evaluation(means, examples, texts, rewards)
+    return Evaluation(means, examples, texts, rewards, written)
 
 
 def evaluate_all(

@@ -235,6 +235,38 @@ def sums_of(look: Look, rows: list[Row], completions: Completions) -> dict[str, 
     return sums
 
 
+@torch.no_grad()
+def traced(look: Look, law: str, rows: list[Row], uniforms: Tensor) -> list[dict]:
+    """Completions of the rows by a law, and who chose what of each of their tokens.
+
+    `content`: whether the class left a choice. `probs`: of the token's class for the teacher and
+    for the student, and of the token within its class for the student and for the teacher.
+    """
+    device, kind, classes = look.classes.device, look.context, look.classes
+    written = look.write(law, rows, uniforms)
+    shown = {k: minisd.prompts_of(look.task, rows, k, device) for k in ("none", kind)}
+    batch = Batch(rows, shown, written, torch.zeros(len(rows), device=device), look.sizes)
+    tokens = written.ids[written.mask][:, None]  # (N, 1)
+
+    def within(logits: Tensor) -> Tensor:  # (1, N)
+        return within_class(minisd.log_softmax(logits[0]), classes).gather(1, tokens).T
+
+    p, q = "student", "teacher"
+    x = minisd.score(look.method, look.model, [(1.0, look.model, shown[kind])], batch, {
+        p: lambda s, t: within(s), q: lambda s, t: within(t)})
+    of_class = [x[f"{who}_log_probs"] - x[who] for who in (q, p)]
+    probs = torch.stack([*of_class, x[p], x[q]], -1).exp().tolist()  # (B, T, 4)
+    several, found = torch.bincount(classes)[classes] > 1, []
+    for row, ids, mask, numbers in zip(rows, written.ids, written.mask, probs):
+        ids = ids[mask]
+        text = look.task.decode(ids.tolist())
+        found.append({
+            "tokens": [toy_tasks.VOCABULARY[i] for i in ids.tolist()], "text": text,
+            "right": look.task.reward(text, row.example) == 1, "content": several[ids].tolist(),
+            "probs": numbers[: len(ids)]})
+    return found
+
+
 # 3. The forecast ----------------------------------------------------------------------------------
 VISITS = 16  # to a problem, of a group of completions each: 1 - 1/e of its content is learnt
 NOW, HINTED = "student_accuracy_frac", "teacher_accuracy_frac"

@@ -43,7 +43,7 @@ DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt
 # Defaults of all settings where --init is given; the row of a method goes before.
 CHECKPOINT_DEFAULTS = {
     "train_problems": 0, "batch_size": 32, "max_new_tokens": 512, "learning_rate": 1e-5,
-    "micro_batch": 4, "chunk_tokens": 1024, "eval_problems": 64, "threads": 0,
+    "micro_batch": 4, "chunk_tokens": 1024, "eval_problems": 64, "page_problems": 4, "threads": 0,
     # At temperature 1 a small model that knows an answer often says another.
     "eval_temperature": 0.0,
 }

@@ -109,9 +109,24 @@ class Log:
     def evaluation(self, n: int, results: dict[str, Evaluation], task: Task) -> None:
         """The means after step n, three wrong answers as text, a warning if most are cut off."""
         self.write("evaluation", {"step": n} | {k: e.means for k, e in results.items()})
+        if moments := [m for e in results.values() for m in e.moments]:
+            self.keep({"step": n, "moments": moments})
         self.warn_of_cuts(max(e.means.get("cut_frac", 0.0) for e in results.values()))
         for line in failures(results[main_split(results)], task) if n else ():
             self.say(line)
+
+    def keep(self, row: dict) -> None:
+        """A line of page.jsonl, for lab/page.py, in place of what a killed process wrote later.
+
+        row: its step first, so that earlier lines, which are long, need not be parsed.
+        """
+        path = self.file and self.file.with_name("page.jsonl")
+        if path:
+            lines = path.read_text().splitlines() if path.exists() else []
+            steps = [int(line.removeprefix('{"step": ').partition(",")[0]) for line in lines]
+            kept = [line for line, step in zip(lines, steps) if step < row["step"]]
+            text = "".join(f"{line}\n" for line in (*kept, json.dumps(row)))
+            storage.write_atomically(path, lambda path: path.write_text(text))
 
     def checks(self, checks: list[tuple[str, bool | None, str]]) -> None:
         """One line for all start-up checks. Raises ValueError for one that failed; None warns."""
@@ -455,6 +470,8 @@ def end_lines(settings: Any, summary: dict, known: bool) -> str:
     weights = "checkpoint" if settings.checkpoint.init else "student.pt"
     names = ("config.json", "metrics.jsonl", "curves.png", weights, "summary.json")
     lines.append("written: " + ", ".join(str(folder / name) for name in names))
+    if (folder / "page.jsonl").exists():
+        lines.append(f"token by token: python -m lab.page {storage.shell_word(str(folder))}")
     lines.append(f"seconds: pretraining {summary['pretrain_s']:.1f} (cached afterwards), training "
                  f"{summary['train_s']:.1f}, this run {summary['wall_s']:.1f}")
     return "\n".join(lines)

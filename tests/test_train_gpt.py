@@ -30,7 +30,7 @@ EASY_WORLD = ("operators=+,max_operations=2,drills_first=0,direct_rate.none=0.2,
               "direct_rate.solution=1,persona_rate=0.3")
 # A run of seconds on a base model that has learned this world.
 EASY = {"world": EASY_WORLD, "train_problems": 16, "pretrain_steps": 110, "max_new_tokens": 32,
-        "eval_problems": 32, "eval_every": 100, "threads": 1}
+        "eval_problems": 32, "eval_every": 100, "page_problems": 0, "threads": 1}
 # A run of a moment on one that has learned nothing: for everything but learning.
 QUICK = EASY | {"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 12,
                 "pretrain_steps": 2, "eval_problems": 6, "eval_every": 2}
@@ -275,8 +275,9 @@ def test_flags_go_before_the_row_and_the_row_before_the_defaults():
 
 def test_a_run_writes_what_it_promises(cache_dir, tmp_path):
     """Catches a missing file or key, and a number that no reader expects."""
-    summary = run(tmp_path / "run", cache_dir, steps=5)
-    names = {"config.json", "metrics.jsonl", "curves.png", "student.pt", "summary.json"}
+    summary = run(tmp_path / "run", cache_dir, steps=5, page_problems=1)
+    names = {"config.json", "metrics.jsonl", "page.jsonl", "curves.png", "student.pt",
+             "summary.json"}
     assert {p.name for p in (tmp_path / "run").iterdir()} == names
     seconds = {"pretrain_s", "train_s", "wall_s"}
     assert summary.keys() == seconds | {"method", "seed", "steps", "before", "after", "samples",

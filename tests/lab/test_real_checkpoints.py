@@ -14,7 +14,7 @@ import torch
 import minisd
 import toy_tasks
 import train_gpt
-from lab import base, evaluation, hf, report
+from lab import base, evaluation, hf, moments, page, report
 from minisd import METHODS, Prompts, Sizes, Teacher
 from toy_tasks import ToyTask, World
 
@@ -33,7 +33,7 @@ QWEN3 = {
 SMALL = {
     "steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 8, "eval_problems": 2,
     "eval_every": 2, "micro_batch": 3, "chunk_tokens": 16, "learning_rate": 1e-2, "threads": 1,
-    "device": "cpu",
+    "device": "cpu", "page_problems": 0,
 }
 FILES = {"config.json", "metrics.jsonl", "curves.png", "checkpoint", "summary.json"}
 
@@ -173,6 +173,28 @@ def test_from_jsonl_to_a_checkpoint_that_transformers_loads(checkpoint, tmp_path
     run(folder, checkpoint, method="sdpo", activation_checkpointing=True)
     assert "already holds this run" in capsys.readouterr().out
     assert (folder / "summary.json").stat().st_mtime_ns == written
+
+
+def test_a_page_of_a_checkpoint_has_its_tokens_and_contexts(
+    checkpoint, folder, tmp_path, monkeypatch
+):
+    """Catches tokens of the toy, a hint that the data do not have, and a forecast of the toy."""
+    monkeypatch.setattr(moments, "SHARE", 10.0)  # a run of a moment has time for one hint
+    monkeypatch.setattr(moments, "CHUNK", 1000)  # three tokens at a time
+    run(folder, checkpoint, method="sdpo", page_problems=2)
+    page.main([str(folder)])
+    text = (folder / "page.html").read_text().partition('id="data">')[2].partition("<")[0]
+    data, tokenizer = json.loads(text), hf.load(checkpoint["init"])[1]
+    known = {tokenizer.decode([i]) for i in range(len(tokenizer) + 3)}  # rows without a token, too
+    assert set(data["words"]) <= known and "about" in data and not data["about"]
+    (shown,) = data["runs"]
+    assert shown["steps"] == [0, 2] and "toy alone" in shown["forecast"]["why"]
+    for m in (m for x in shown["moments"] for m in x):
+        assert m["taught"] == "solution" and "feedback" not in m["teachers"]
+        assert {"none", "answer", "sibling", "other_problem", "wrong"} < m["teachers"].keys()
+        assert "Each box holds" in m["teachers"]["solution"]["sees"]
+        assert len(m["tokens"]) == len(m["student"]["p"]) == len(m["teachers"]["answer"]["kl"]) <= 8
+        assert "content" not in m["teachers"]["solution"]
 
 
 @pytest.mark.parametrize("method, flags", [
