@@ -130,6 +130,7 @@ def main(arguments: list[str]) -> None:
     for name in ("count", "max_new_tokens"):
         if not 1 <= getattr(given, name) <= 10_000:
             raise ValueError(f"--{name}: {getattr(given, name)}; allowed: 1 to 10000")
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     student, tokenizer = hf.load(given.student)
     start = student if given.student == given.start else hf.load(given.start)[0]
     task = TextTask(read_jsonl(given.data), tokenizer, end_ids=hf.end_ids(student, tokenizer))
