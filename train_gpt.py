@@ -290,7 +290,7 @@ def train_and_report(settings: Settings, device: torch.device) -> dict[str, Any]
                     folder / "checkpoint")
         else:
             storage.save_student(folder / "student.pt", trained)
-        summary = report.summary_of(settings, task.splits, notes, after)
+        summary = report.summary_of(settings, task.splits, notes, after, log.rows)
         report.draw(settings, log.rows, summary)
         summary["wall_s"] = time.perf_counter() - begun
         storage.write_json(folder / "summary.json", summary)

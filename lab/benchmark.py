@@ -19,7 +19,6 @@ import os
 import platform
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ import minisd
 from lab import base, hf
 from lab.evaluation import evaluate
 from lab.flags import OneLineParser, run_main
+from lab.memory import peak_mib
 from lab.report import save_figure
 from lab.runs import ROOT, in_parallel
 from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Prompts, Sizes, Teacher
@@ -338,14 +338,6 @@ def random_step(B: int, T: int, V: int, width: int = 64, chunk: int = 0) -> tupl
     return student, functools.partial(minisd.step, *how, grad_clip=math.inf)
 
 
-def peak_mib() -> float:
-    """The most memory that this program has held."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss of a child begins with what its parent held, even behind exec
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def memory_child(B: int, T: int, V: int, chunk: int, path: str) -> None:
     """In a process of its own: prints MiB at the peak and of the step; path: gets the gradient."""
     torch.set_num_threads(1)
@@ -380,7 +372,7 @@ def memory(amount: Amount, folder: Path) -> str:
     rows = [(w, *s, f"{m['peak']:,.0f}", f"{m['step']:,.0f}") for w, s, m in found]
     names = ("", "batch", "new tokens", "vocabulary", "peak MiB", "of which step MiB")
     run = ("import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__');"
-           "from lab.benchmark import peak_mib; print(round(peak_mib()))")
+           "from lab.memory import peak_mib; print(round(peak_mib()))")
     with tempfile.TemporaryDirectory() as scratch:
         whole = int(child(
             run, "train_gpt.py", "--steps", "5", "--pretrain_steps", "40", "--threads", "1",

@@ -48,7 +48,7 @@ RUNS = (
     "--method rlvr_teacher --adapt_steps 3 --train_problems 0",
 )
 # Keys of metrics.jsonl and summary.json that no two runs have in common.
-TIMES = {"tokens_per_s", "step_ms", "pretrain_s", "train_s", "wall_s"}
+TIMES = {"tokens_per_s", "step_ms", *storage.SPENT}
 
 
 def outcome(folder: Path) -> dict:

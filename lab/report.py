@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import statistics
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from lab import distributed, storage
 from lab.base import shape_of
 from lab.evaluation import Evaluation
 from lab.graders import Cut
+from lab.memory import peak_mib
 from lab.words import DIVERGENCES, in_words_of, method_table  # noqa: F401
 from minisd import GPT, Batch, Completions, Method, Prompts, Sizes, Task
 
@@ -359,7 +361,7 @@ def draw_so_far(settings: Any, task: Any, log: Log, notes: dict, after: dict) ->
     evaluations = sum(row["kind"] == "evaluation" for row in log.rows)
     if not log.file or evaluations != 2 or log.rows[-1]["step"] == settings.run.steps:
         return
-    draw(settings, log.rows, summary_of(settings, task.splits, notes, after))
+    draw(settings, log.rows, summary_of(settings, task.splits, notes, after, log.rows))
     log.say(f"a first picture: {settings.run.folder / 'curves.png'}")
 
 
@@ -441,12 +443,15 @@ def start_lines(settings: Any) -> str:
     ])
 
 
-def summary_of(settings: Any, splits: tuple[str, ...], notes: dict, after: dict) -> dict[str, Any]:
+def summary_of(
+    settings: Any, splits: tuple[str, ...], notes: dict, after: dict, rows: list[dict]
+) -> dict[str, Any]:
     """What summary.json holds, from notes made on the way and the last evaluation."""
-    run = settings.run
+    run, times = settings.run, [row["step_ms"] / 1000 for row in rows if row["kind"] == "step"]
     return {
         "method": run.method, "seed": run.seed, "steps": run.steps,
         "pretrain_s": notes["pretrain_s"], "train_s": notes["train_s"],
+        "step_s": statistics.median(times), "peak_memory_gib": peak_mib() / 1024,
         "before": {split: notes["before"][split] for split in splits},
         "after": {split: after[split].means for split in splits},
         "teacher_accuracy_frac": {
@@ -473,5 +478,6 @@ def end_lines(settings: Any, summary: dict, known: bool) -> str:
     if (folder / "page.jsonl").exists():
         lines.append(f"token by token: python -m lab.page {storage.shell_word(str(folder))}")
     lines.append(f"seconds: pretraining {summary['pretrain_s']:.1f} (cached afterwards), training "
-                 f"{summary['train_s']:.1f}, this run {summary['wall_s']:.1f}")
+                 f"{summary['train_s']:.1f}, this run {summary['wall_s']:.1f}; a step (median) "
+                 f"{summary['step_s']:.2f}; peak memory {summary['peak_memory_gib']:.1f} GiB")
     return "\n".join(lines)

@@ -30,6 +30,7 @@ from minisd import GPT, GPTConfig, Teacher
 
 ROOT = Path(__file__).parent.parent
 LOCK = ".lock"
+SPENT = ("pretrain_s", "train_s", "wall_s", "step_s", "peak_memory_gib")  # of a run's summary
 # What two runs may differ in and still be the same run.
 FREE_SETTINGS = ("out_dir", "save_every", "cache_dir")
 UNREADABLE = (  # what zipfile, torch and a missing key raise at a broken file
@@ -216,7 +217,7 @@ def read_summary(folder: Path) -> dict:
     try:
         summary = json.loads(path.read_text())
         kinds = {"before": dict, "after": dict, "samples": list, "steps": int}
-        kinds |= dict.fromkeys(("pretrain_s", "train_s", "wall_s"), (int, float))
+        kinds |= dict.fromkeys(SPENT, (int, float))
         if not all(isinstance(summary[name], kind) for name, kind in kinds.items()):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -279,9 +279,9 @@ def test_a_run_writes_what_it_promises(cache_dir, tmp_path):
     names = {"config.json", "metrics.jsonl", "page.jsonl", "curves.png", "student.pt",
              "summary.json"}
     assert {p.name for p in (tmp_path / "run").iterdir()} == names
-    seconds = {"pretrain_s", "train_s", "wall_s"}
-    assert summary.keys() == seconds | {"method", "seed", "steps", "before", "after", "samples",
-                                        "teacher_accuracy_frac"}
+    assert all(summary[name] >= 0 for name in storage.SPENT)
+    assert summary.keys() == {*storage.SPENT, "method", "seed", "steps", "before", "after",
+                              "samples", "teacher_accuracy_frac"}
     assert summary["teacher_accuracy_frac"].keys() == {"unadapted", "before", "after"}
     measures = {*report.MEASURES, "remark_frac"} - {"cut_frac"}  # that is of text alone
     for when in ("before", "after"):

@@ -342,7 +342,7 @@ def test_each_process_draws_with_generators_of_its_own(worked):
 
 def outcome(folder: Path) -> dict:
     """All that a run leaves, seconds aside: weights, metrics, summary, names of the files."""
-    seconds = {"tokens_per_s", "step_ms", "pretrain_s", "train_s", "wall_s"}
+    seconds = {"tokens_per_s", "step_ms", *storage.SPENT}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows.append(json.loads((folder / "summary.json").read_text()))
     weights = torch.load(folder / "student.pt", weights_only=True)["weights"]

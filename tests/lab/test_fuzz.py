@@ -150,8 +150,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 MEANS = {"fresh": {"accuracy_frac": 0.5, "completion_tokens": 9.0}}
-SUMMARY = {"before": MEANS, "after": MEANS, "samples": [], "steps": 150, "train_s": 1.0,
-           "pretrain_s": 1.0, "wall_s": 2.0}
+SUMMARY = {"before": MEANS, "after": MEANS, "samples": [], "steps": 150,
+           **dict.fromkeys(storage.SPENT, 1.0)}
 
 
 def answer(arguments: list[str]) -> tuple[int, str]:

@@ -1,0 +1,163 @@
+"""How far bfloat16 is from float32: logits, KL, gradient, and ten steps of training.
+
+python -m lab.precision --init out/smollm2-135m --data lab/data/word_problems.jsonl
+
+Every difference stands beside one that nobody minds: that between two batches. Where rounding does
+less than the draw of the batch, it does not decide what is learnt. Prints the table, and writes it
+to --out_dir as precision.json.
+"""
+
+import argparse
+import copy
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import minisd
+from lab import hf
+from lab.evaluation import seeded
+from lab.flags import OneLineParser, run_main
+from lab.storage import prepare_device, write_json
+from lab.text_tasks import TextTask, read_jsonl
+from minisd import GPT, METHODS, Batch, Sizes, Task, Teacher
+
+STEPS = 10
+METHOD = METHODS["sdpo"]
+LIMITS = {  # the most that rounding may do: well below what another batch does
+    "logits_kl": 0.01,  # nats; below a hundredth of the entropy that a sampled token has
+    "kl_error_frac": 0.05, "gradient_norm_error_frac": 0.05, "loss_error_frac": 0.1,
+    "gradient_error": 0.05,  # 1 - cosine
+}
+
+
+def batch_of(task: Task, student: GPT, teacher: Teacher, sizes: Sizes, seed: int) -> Batch:
+    """Completions that the student samples in float32, with what the teacher is shown."""
+    device = next(student.parameters()).device
+    generator, rng = seeded(f"precision-{seed}", device), random.Random(seed)
+    return minisd.rollout(METHOD, task, student, teacher, rng, generator, sizes)
+
+
+def gradient(student: GPT, teacher: Teacher, batch: Batch) -> tuple[float, Tensor]:
+    """The loss of a batch, and its gradient as one vector in float32."""
+    loss = 0.0
+    for _, part in batch.parts():
+        with part.sizes.autocast(batch.rewards.device):
+            x = minisd.score(METHOD, student, teacher.terms(part.shown), part)
+        value = minisd.loss_of(METHOD, x, part)
+        value.backward()
+        loss += value.item()
+    flat = torch.cat([p.grad.flatten().float() for p in student.parameters()])
+    student.zero_grad(set_to_none=True)
+    return loss, flat
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+
+
+@torch.no_grad()
+def logits_kl(student: GPT, batch: Batch, dtype: str) -> float:
+    """KL(float32 || dtype) of the student's next token, mean over the completions, nats."""
+    mask, ids = batch.completions.mask, batch.completions.ids
+    shown = batch.shown[METHOD.student_context]
+    exact = student.lm_head(minisd.completion_hidden(student, shown, ids)[mask])
+    with replace(batch.sizes, dtype=dtype).autocast(mask.device):
+        rounded = student.lm_head(minisd.completion_hidden(student, shown, ids)[mask])
+    return minisd.forward_kl(rounded[None].float(), exact[None].float()).mean().item()
+
+
+def losses_of_training(
+    student: GPT, batches: list[Batch], dtype: str, learning_rate: float
+) -> list[float]:
+    """Losses of one step on each batch, from the weights given, which stay as they are."""
+    student = copy.deepcopy(student)
+    teacher = Teacher(METHOD, student)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.0)
+    losses = []
+    for n, batch in enumerate(batches, start=1):
+        rounded = replace(batch, sizes=replace(batch.sizes, dtype=dtype))
+        losses.append(minisd.step(METHOD, student, teacher, optimizer, rounded)["loss"])
+        teacher.update(n)
+    return losses
+
+
+def compared(task: Task, student: GPT, sizes: Sizes, dtype: str, learning_rate: float) -> dict:
+    """All differences between float32 and dtype, and those between two batches."""
+    teacher = Teacher(METHOD, student)
+    batches = [batch_of(task, student, teacher, sizes, seed) for seed in range(STEPS)]
+    first, other = batches[:2]
+    rounded = replace(first, sizes=replace(sizes, dtype=dtype))
+    (loss, g), (rounded_loss, rounded_g), (other_loss, other_g) = (
+        gradient(student, teacher, batch) for batch in (first, rounded, other))
+    exact, cast = (losses_of_training(student, batches, d, learning_rate)
+                   for d in ("float32", dtype))
+    mean = sum(exact) / STEPS
+    spread = sum(abs(a - b) for a, b in itertools.pairwise(exact)) / (STEPS - 1)
+    return {
+        "logits_kl": logits_kl(student, first, dtype),
+        "kl_error_frac": abs(rounded_loss - loss) / loss,
+        "kl_other_batch_frac": abs(other_loss - loss) / loss,
+        "gradient_error": 1 - cosine(g, rounded_g),
+        "gradient_other_batch": 1 - cosine(g, other_g),
+        "gradient_norm_error_frac": abs(rounded_g.norm() / g.norm() - 1).item(),
+        "loss_error_frac": max(abs(a - b) for a, b in zip(exact, cast)) / mean,
+        "loss_next_batch_frac": spread / mean,
+        "losses": {"float32": exact, dtype: cast},
+    }
+
+
+def table(x: dict[str, Any], dtype: str) -> str:
+    """Markdown that a terminal shows as well."""
+    rows = [
+        (f"KL(float32 || {dtype}) of the next token, nats", "logits_kl", None),
+        ("loss of a batch, relative", "kl_error_frac", "kl_other_batch_frac"),
+        ("gradient, 1 - cosine", "gradient_error", "gradient_other_batch"),
+        ("its norm, relative", "gradient_norm_error_frac", None),
+        (f"loss over {STEPS} steps, the largest difference over the mean", "loss_error_frac",
+         "loss_next_batch_frac"),
+    ]
+    lines = [f"| | {dtype} against float32 | allowed | another batch |", "|---" * 4 + "|"]
+    for words, name, other in rows:
+        beside = f"{x[other]:.2g}" if other else ""
+        lines.append(f"| {words} | {x[name]:.2g} | {LIMITS[name]:g} | {beside} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    parser = OneLineParser(
+        prog="python -m lab.precision", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("init", "data"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--rows", type=int, default=8, help="completions a batch (default: 8)")
+    parser.add_argument("--max_new_tokens", type=int, default=32, help="default: 32")
+    parser.add_argument("--learning_rate", type=float, default=1e-5, help="default: 1e-5")
+    parser.add_argument("--threads", type=int, default=1, help="0: as PyTorch decides")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--out_dir", default="out/precision", help="default: out/precision")
+    given = parser.parse_args(arguments)
+    for name in ("rows", "max_new_tokens"):
+        if not 1 <= getattr(given, name) <= 10_000:
+            raise ValueError(f"--{name}: {getattr(given, name)}; allowed: 1 to 10000")
+    if not 0 < given.learning_rate < 1:
+        raise ValueError(f"--learning_rate: {given.learning_rate}; allowed: above 0, below 1")
+    if not 0 <= given.threads <= 1024:
+        raise ValueError(f"--threads: {given.threads}; allowed: 0 to 1024")
+    device = prepare_device(given.device, given.threads, False)
+    student, tokenizer = hf.load(given.init, device=device)
+    task = TextTask(read_jsonl(given.data), tokenizer, end_ids=hf.end_ids(student, tokenizer))
+    sizes = Sizes(given.rows, 1, given.max_new_tokens, micro_batch=8, chunk_tokens=1024)
+    result = compared(task, student, sizes, "bfloat16", given.learning_rate)
+    folder = Path(given.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "precision.json", result)
+    print(table(result, "bfloat16"))
+
+
+if __name__ == "__main__":
+    run_main("python -m lab.precision", main)
