@@ -195,6 +195,8 @@ def base_model(
     if not path.exists():
         with FileLock(f"{path}.lock"):
             if not path.exists():
+                for left in path.parent.glob(f".{path.name}.*"):  # by a killed process
+                    left.unlink()
                 print(f"base model: pretraining of {steps} steps, kept in {path}", flush=True)
                 seconds = timed_pretrain(model, world, steps, seed)
                 content = {"weights": model.state_dict(), "pretrain_s": seconds}

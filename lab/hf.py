@@ -40,19 +40,23 @@ NEEDED = ("transformers", "tokenizers", "safetensors.torch", "huggingface_hub")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # No pickles, no code, no second copy of the weights in another layout.
 DOWNLOADS = ["*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
+
+
+def fast_dtype() -> str:
+    """bfloat16 where the GPU or the processor multiplies in it; elsewhere it would be slower."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    can = torch.cpu.get_capabilities()
+    return "bfloat16" if any(can.get(name) for name in ("avx512_bf16", "amx_bf16")) else "float32"
+
+
 # Defaults of all settings where --init is given; the row of a method goes before.
 CHECKPOINT_DEFAULTS = {
     "train_problems": 0, "batch_size": 32, "max_new_tokens": 512, "learning_rate": 1e-5,
     "micro_batch": 4, "chunk_tokens": 1024, "eval_problems": 64, "page_problems": 4, "threads": 0,
     # At temperature 1 a small model that knows an answer often says another.
-    "eval_temperature": 0.0,
+    "eval_temperature": 0.0, "dtype": fast_dtype(),
 }
-
-
-def fast_dtype() -> str:
-    """bfloat16 where the processor multiplies in it; elsewhere it would be slower than float32."""
-    can = torch.cpu.get_capabilities()
-    return "bfloat16" if any(can.get(name) for name in ("avx512_bf16", "amx_bf16")) else "float32"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def compared(task: Task, student: GPT, sizes: Sizes, dtype: str, learning_rate: 
 def table(x: dict[str, Any], dtype: str) -> str:
     """Markdown that a terminal shows as well."""
     rows = [
-        (f"KL(float32 || {dtype}) of the next token, nats", "logits_kl", None),
+        ("KL of the next token from float32, nats", "logits_kl", None),
         ("loss of a batch, relative", "kl_error_frac", "kl_other_batch_frac"),
         ("gradient, 1 - cosine", "gradient_error", "gradient_other_batch"),
         ("its norm, relative", "gradient_norm_error_frac", None),

@@ -22,12 +22,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab import storage
+from lab import hf, storage
 from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes, token_log_probs
 from toy_tasks import Toy
 
 # Two test processes share two cores, and a second thread costs more than it gives at these sizes.
 torch.set_num_threads(1)
+# Checkpoints are compared to the last digits, whatever this processor multiplies in.
+hf.CHECKPOINT_DEFAULTS["dtype"] = "float32"
 
 TINY = {"vocab_size": 11, "n_layers": 2, "width": 12, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6,
         "mlp_width": 10}

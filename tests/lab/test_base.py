@@ -69,3 +69,16 @@ def test_orthogonal_brings_singular_values_near_one():
     x = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonal(x))
     assert ((values > 0.6) & (values < 1.3)).all()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_base(tmp_path, monkeypatch):
+    """Catches a folder that fills with halves of base models, and a neighbour's file removed."""
+    monkeypatch.setattr(base, "pretrain", lambda *_: None)
+    how = {"steps": 1, "cache_dir": str(tmp_path), "here_made": True, "device": "cpu"}
+    base.base_model(World(), 0, **how)
+    (made,) = tmp_path.glob("*.pt")
+    made.unlink()
+    left, other = tmp_path / f".{made.name}.123", tmp_path / ".another.pt.123"
+    left.touch(), other.touch()
+    base.base_model(World(), 0, **how)
+    assert made.exists() and other.exists() and not left.exists()

@@ -125,7 +125,9 @@ def test_a_checkpoint_has_defaults_of_its_own(checkpoint):
     for name, value in hf.CHECKPOINT_DEFAULTS.items():
         groups = ("run", "method", "checkpoint")
         group = next(group for group in groups if hasattr(getattr(real, group), name))
-        assert getattr(getattr(real, group), name) == value != getattr(getattr(toy, group), name)
+        assert getattr(getattr(real, group), name) == value
+        same = getattr(getattr(toy, group), name) == value
+        assert not same or name == "dtype"  # float32 on a processor without bfloat16
     assert settings(checkpoint, batch_size=16).run.batch_size == 16
     assert settings(checkpoint, learning_rate=0.5).method.learning_rate == 0.5
     rate = {"learning_rate": METHODS["sdpo"].learning_rate}
