@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from conftest import move, weights_of
+from tiny import move, weights_of
 
 import minisd
 import toy_tasks

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from conftest import batch_of, move
+from tiny import batch_of, move
 
 import minisd
 from minisd import (

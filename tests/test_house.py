@@ -1,6 +1,8 @@
 """Laws of the house: what can be read in one sitting, and which way imports point."""
 
 import ast
+import doctest
+import importlib
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,13 @@ def imports(name: str) -> set[str]:
 def test_a_file_can_be_read_in_one_sitting(name):
     """Catches the file that grows by a page with every idea."""
     assert len((ROOT / name).read_text().splitlines()) <= LINES.get(name, 500)
+
+
+@pytest.mark.parametrize("name", [name for name in LAB if ">>> " in (ROOT / name).read_text()])
+def test_an_example_in_a_docstring_is_what_the_code_does(name):
+    """Catches an example that was right once."""
+    found = doctest.testmod(importlib.import_module(module_of(name)))
+    assert found.attempted and not found.failed
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import torch
-from conftest import build_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tiny import build_gpt
 
 import minisd
 from lab.extra_losses import clipped_forward_kl

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import move
+from tiny import move
 
 import minisd
 from minisd import (

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import move, weights_of
+from tiny import move, weights_of
 
 import minisd
 from minisd import METHODS, TARGETS, TEACHERS, Method, Prompts, Teacher, log_linear

@@ -4,7 +4,7 @@ import dataclasses
 import random
 
 import torch
-from conftest import weights_of
+from tiny import weights_of
 
 import minisd
 import toy_tasks

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import gc
+import importlib
 import importlib.util
 import json
 import math
@@ -43,7 +44,7 @@ CASES = {  # name: settings; groups: the problems of each process
     "odd groups, resampled": {"method": "sdpo_grpo", "groups": 3, "group_size": 2, "resample": 3,
                               "micro_batch": 4, "temperature": 2.0},
     "sequence": {"method": "sequence_kl", "importance_cap": 2.0, "reduction": "token_mean"},
-    "snapshot": {"method": "sdft", "teacher": "snapshot", "teacher_every": 1, "chunk_tokens": 7,
+    "snapshot": {"method": "sdft", "teacher": "snapshot", "teacher_every": 1, "chunk_tokens": 20,
                  "activation_checkpointing": True},
     "teacher writes": {"method": "opsd", "student_frac": 0.5, "micro_batch": 3,
                        "teacher": "trust_region", "teacher_update_rate": 0.3},
@@ -52,13 +53,16 @@ CASES = {  # name: settings; groups: the problems of each process
 # With divided weights once, whatever the reduction: totals are made before them.
 SHARDS = [(name, shard) for name in CASES for shard in (False, True)
           if not shard or name not in [*minisd.REDUCTIONS][1:]]
-ONE_LAYER = {"n_layers": 1}  # in whole runs: what fully_shard costs grows with the weights' number
+# What fully_shard costs grows with the number of weights and of their shapes.
+SHAPE = {"n_layers": 1, "width": 16, "head_dim": 4, "n_heads": 4, "n_kv_heads": 4, "mlp_width": 16}
 EVALUATED = ["teacher writes", "snapshot"]
 ADAPTED = {"shard": None, "method": "rlvr_teacher", "adapt_steps": 1}
 RUNS = {  # name: flags of a whole run, and in which step it is stopped to be gone on with
     "whole": {}, "whole stopped": {"stop_in": 2},
     "divided": ADAPTED, "divided stopped": ADAPTED | {"stop_in": 3},
 }
+IMPORTED = ("torch._dynamo", *report.NEEDED, "torch.distributed.fsdp", "torch.distributed.tensor",
+            "torch.distributed.checkpoint.state_dict")
 TOY = {"method": "sdpo_grpo", "kl_coef": 0.5, "teacher_update_rate": 0.3, "pretrain_steps": 2,
        "world": "max_operations=2", "steps": 3}
 
@@ -106,8 +110,8 @@ def full(x: torch.Tensor) -> torch.Tensor:
 def new_state(name: str, shard: bool) -> storage.State:
     """The state of training as it is after some steps, with a generator for each process."""
     settings, key = case(name), f"{name}-{distributed.rank()}"
-    shape = GPTConfig(len(toy_tasks.VOCABULARY), width=16, head_dim=4, mlp_width=20, qk_norm=True,
-                      head_std=0.5)
+    more = {"n_layers": 2, "qk_norm": True} if name in EVALUATED else {}
+    shape = GPTConfig(len(toy_tasks.VOCABULARY), **SHAPE | more, head_std=0.5)
     student = GPT(shape, torch.Generator().manual_seed(0)).double()
     if settings.checkpoint.activation_checkpointing:
         distributed.checkpoint_blocks(student)
@@ -173,7 +177,7 @@ def run_commands(folder: Path, commands: list[dict]) -> None:
     """Whole runs, some of them stopped in a step and gone on with."""
     report.draw_curves = lambda path, *_: path.touch()  # takes longer than the run
     train_gpt.LOG_EVERY = 1
-    base.SIZES["base"] = ONE_LAYER
+    base.SIZES["base"] = SHAPE
     distributed.process_group = lambda *_: contextlib.nullcontext()  # there is one already
     right = ToyTask.reward
     ToyTask.reward = lambda task, *pair: max(right(task, *pair), sum(map(ord, pair[0])) % 2.0)
@@ -250,6 +254,8 @@ def worked(tmp_path_factory) -> Path:
     commands = [run_flags(folder / name, **TOY | rest) for name, rest in RUNS.items()]
     commands += text_run(folder)
     start = "spawn" if torch.cuda.is_available() else "fork"
+    for name in IMPORTED:  # once, and not in both
+        importlib.import_module(name)
     config = launcher.LaunchConfig(
         1, 1, 2, DefaultLogsSpecs(str(folder / "logs")), rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0, start_method=start)
@@ -356,7 +362,7 @@ def outcome(folder: Path) -> dict:
 def test_a_run_goes_on_with_as_many_processes_alone(worked, monkeypatch):
     """Catches a run that goes on with the generators of some of its processes."""
     monkeypatch.chdir(worked)
-    monkeypatch.setitem(base.SIZES, "base", ONE_LAYER)
+    monkeypatch.setitem(base.SIZES, "base", SHAPE)
     before = sorted(Path("whole stopped copy").rglob("*"))
     with pytest.raises(ValueError, match=r"--resume: .* 2 processes") as error:
         train_gpt.main(["--resume", "whole stopped copy"])

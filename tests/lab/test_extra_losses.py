@@ -4,7 +4,6 @@ import random
 
 import pytest
 import torch
-from conftest import batch_of
 from test_divergences import (
     CASES,
     B,
@@ -18,6 +17,7 @@ from test_divergences import (
     random_logits,
     top_k,
 )
+from tiny import batch_of
 
 import minisd
 from lab.extra_losses import (

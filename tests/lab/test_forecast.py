@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from conftest import all_completions, build_gpt, plain_log_probs
+from tiny import all_completions, build_gpt, plain_log_probs
 
 import toy_tasks
 from lab import base, forecast

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import batch_of
+from tiny import batch_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import minisd

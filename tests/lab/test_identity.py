@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_gpt
 from test_fuzz import SUMMARY
 from test_huggingface import SMALL, WORDS, make_tokenizer
+from tiny import build_gpt
 
 import train_gpt
 from lab import base, compare, hf, identity, storage

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import build_gpt, finished_run
+from tiny import build_gpt, finished_run
 
 from lab.measures import __main__ as command
 from lab.measures import calibration

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import build_gpt, finished_run
+from tiny import build_gpt, finished_run
 
 import minisd
 from lab import storage

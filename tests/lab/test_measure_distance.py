@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from conftest import build_gpt, plain_log_probs
+from tiny import build_gpt, plain_log_probs
 
 from lab import storage
 from lab.measures import __main__ as command

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from conftest import build_gpt, finished_run
+from tiny import build_gpt, finished_run
 
 import toy_tasks
 from lab.measures import __main__ as command

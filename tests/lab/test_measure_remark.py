@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import build_gpt
+from tiny import build_gpt
 
 import toy_tasks
 from lab.measures import remark

@@ -1,7 +1,7 @@
 """Laws of what a model writes with a context in view."""
 
 import torch
-from conftest import build_gpt
+from tiny import build_gpt
 
 from lab.measures import traces
 from lab.measures.probe import Probe, Settings

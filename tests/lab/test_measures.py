@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_gpt
+from tiny import build_gpt
 
 import minisd
 import toy_tasks

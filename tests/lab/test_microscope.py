@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import plain_log_probs
+from tiny import plain_log_probs
 
 import toy_tasks
 from lab import microscope, storage
