@@ -140,7 +140,7 @@ def common(s: Settings) -> dict[str, Any]:
         "optim": "adamw_torch", "adam_beta1": 0.9, "adam_beta2": 0.95, "weight_decay": 0.0,
         "max_grad_norm": run.grad_clip, "per_device_train_batch_size": s.micro_batch,
         "gradient_accumulation_steps": Code(f"{run.batch_size} // {sizes}"),
-        "bf16": c.dtype == "bfloat16", "gradient_checkpointing": c.activation_checkpointing,
+        "bf16": c.dtype == "bfloat16", "activation_checkpointing": c.activation_checkpointing,
         "logging_steps": 1, "report_to": "none",
         **(save if run.save_every else {"save_strategy": "no"}),
     }
