@@ -25,11 +25,9 @@ import lab.extra_losses  # noqa: F401 (importing it adds its rows to the tables 
 from lab import bridge_script as script
 from lab import flags, hf, identity
 from lab.bridge_rows import Scale, Settings, only, plan_of
-from lab.bridge_script import Plan
+from lab.bridge_script import VERSION, Plan
 from lab.text_tasks import PROMPT_TEMPLATE, TextExample, TextTask, read_jsonl
 from minisd import METHODS, Method
-
-VERSION = "1.16.0"  # of TRL: the one whose source was read
 
 # 1. The command -----------------------------------------------------------------------------------
 
@@ -180,8 +178,13 @@ def check_tokens(
                              "allowed: problems without control tokens")
 
 
-def write_folder(s: Settings, plan: Plan, task: TextTask, command: str) -> Path:
-    """Writes script, data, requirements and graders. Raises ValueError rather than overwrite."""
+def write_folder(
+    s: Settings, plan: Plan, task: TextTask, command: str, *, keep_script: bool = False
+) -> Path:
+    """Writes script, data, requirements and graders. Raises ValueError rather than overwrite.
+
+    keep_script: a script that is there may have been changed, and stays.
+    """
     folder, c = s.run.folder, s.checkpoint
     whole = os.path.abspath(c.init) if Path(c.init).is_dir() else c.init
     plan.constants = {"INIT": whole, "END_IDS": list(task.end_ids), **plan.constants}
@@ -195,17 +198,22 @@ def write_folder(s: Settings, plan: Plan, task: TextTask, command: str) -> Path:
         plan.constants["LAST"] = last + "\n" * (task.chat.template is None)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in data_rows(s, plan, task)]
     files = {
-        "train.py": script.text_of(plan, method=s.run.method, version=VERSION, command=command),
+        "train.py": script.text_of(plan, method=s.run.method, command=command),
         "train.jsonl": "".join(lines), "requirements.txt": requirements(),
     }
     here = Path(__file__).parent
     for name in ("__init__.py", "graders.py", "answers.py", "verifier.py"):
         files[f"lab/{name}"] = (here / name).read_text(encoding="utf-8")
-    for name, text in files.items():
+    if folder.is_file():
+        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    for name, text in list(files.items()):
         path = folder / name
-        if folder.is_file() or (path.exists() and path.read_text(encoding="utf-8") != text):
-            words = f"--out_dir: {str(folder)!r} has another {name}; allowed: a new folder"
-            raise ValueError(words)
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            if not (keep_script and name == "train.py"):
+                words = f"--out_dir: {str(folder)!r} has another {name}; allowed: a new folder"
+                raise ValueError(words)
+            print(f"{path} has been changed since it was written; compared as it is")
+            del files[name]
     (folder / "lab").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -227,8 +235,8 @@ def main(arguments: list[str]) -> None:
     if check:
         flags.require_packages("trl", "datasets", file="lab/requirements-bridge.txt")
     task = task_of(s)
-    words = [word for word in arguments if word != "--check"]
-    folder = write_folder(s, plan, task, shlex.join(["python", "-m", "lab.bridge", *words]))
+    words = ["-m", "lab.bridge", *(word for word in arguments if word != "--check")]
+    folder = write_folder(s, plan, task, shlex.join(["python", *words]), keep_script=check)
     print(f"{plan.trainer}Trainer of TRL {VERSION} runs the row {s.run.method}; written: {folder}")
     for note in plan.notes:
         print(f"not the same: {note}")

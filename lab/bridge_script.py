@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+VERSION = "1.16.0"  # of TRL: the one whose source was read
+
 
 class Code(str):
     """A value in the script that is no text but an expression."""
@@ -242,7 +244,7 @@ def written(model, config):
 
 
 def text_of(plan: Plan, **words: str) -> str:
-    """The script of a plan; words: method, version and command."""
+    """The script of a plan; words: method and command."""
     mine = plan.subclass or any("class Trainer(" in piece for piece in plan.pieces)
     names = [f"{plan.trainer}Config", f"{plan.trainer}Trainer"]
     imports = [*IMPORTS, f"from {plan.module} import {', '.join(names)}", *plan.imports]
@@ -252,7 +254,8 @@ def text_of(plan: Plan, **words: str) -> str:
     settings = "".join(f'    "{name}": {shown(value)},\n' for name, value in plan.settings.items())
     keywords = "".join(f"\n        {name}={value}," for name, value in plan.keywords.items())
     return SCRIPT.format(
-        imports="\n".join(ordered(imports)), constants="\n".join(lines), settings=settings,
+        version=VERSION, settings=settings,
+        imports="\n".join(ordered(imports)), constants="\n".join(lines),
         pieces="".join((*plan.pieces, plan.subclass)), trainer=plan.trainer, data=plan.data,
         kind="Trainer" if mine else f"{plan.trainer}Trainer", keywords=keywords,
         after=plan.after, **words)
