@@ -51,7 +51,10 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
 
 def load(name):
-    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    # Else the embedding of the padding token gets no gradient; often it ends the turns as well.
+    model.get_input_embeddings().padding_idx = None
+    return model
 {pieces}
 
 def make_trainer(**changes):

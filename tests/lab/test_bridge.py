@@ -1,5 +1,6 @@
 """The bridge to TRL: what is written, what is refused, and that both compute the same."""
 
+import gc
 import importlib.util
 import json
 import random
@@ -24,6 +25,7 @@ TEMPLATE = (
 LLAMA = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 400, "bos_token_id": None,
+    "tie_word_embeddings": True,
 }
 SMALL = {"batch_size": 6, "group_size": 3, "max_new_tokens": 9, "steps": 2}
 
@@ -36,17 +38,20 @@ def problems() -> list[dict[str, str]]:
 
 
 def make_checkpoint(folder: Path, seed: int) -> str:
-    """A random Llama whose gradient is not small; seeds differ in their weights alone."""
+    """A random Llama whose gradient is not small; seeds differ in their weights alone.
+
+    As in SmolLM2 its embeddings are tied, and turns end with the padding token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator([row["prompt"] for row in problems()], trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<|im_start|>", "<|im_end|>"],
+        vocab_size=300, special_tokens=["<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+        tokenizer_object=tokenizer, pad_token="<|im_end|>", eos_token="<|im_end|>")
     fast.chat_template = TEMPLATE
     ids = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
@@ -219,10 +224,13 @@ ROWS = {  # by what it shows: row, flags, trainer
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """Data sets are cached beside the test."""
+    """Data sets are cached beside the test; what all tests made is not searched for garbage."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    gc.freeze()  # accelerate collects at the end of every training, half a second each time
+    yield
+    gc.unfreeze()
 
 
 @needs_trl
