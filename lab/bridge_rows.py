@@ -347,6 +347,7 @@ def sft(s: Settings) -> Plan:
         written = written.replace("model = model.to", "model = load(TEACHER).to")
     plan.pieces += (written,)
     plan.imports += ("from accelerate import PartialState",
+                     "from accelerate.utils import set_seed",
                      "from transformers.generation import GenerationConfig")
     plan.constants |= {
         "WRITTEN": Code('HERE / "written.jsonl"'), "TEMPERATURE": s.run.temperature,

@@ -225,6 +225,7 @@ def examples(model, config):
 
 @torch.no_grad()
 def written(model, config):
+    set_seed(config.seed)
     rows, pad = chosen(config), tokenizer.pad_token_id
     model = model.to(config.device).eval()
     how = GenerationConfig(
