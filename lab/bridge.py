@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> None:
     folder = write_folder(s, plan, task, shlex.join(["python", *words]), keep_script=check)
     print(f"{plan.trainer}Trainer of TRL {VERSION} runs the row {s.run.method}; written: {folder}")
     for note in plan.notes:
-        print(f"not the same: {note}")
+        print(f"NOTE: {note}")
     if check:
         from lab import bridge_check  # imports TRL, which takes seconds
 

@@ -251,7 +251,8 @@ def sdpo(s: Settings) -> Plan:
         plan.imports += ("from trl.experimental.sdpo.sdpo_trainer import "
                          "SuccessfulRolloutTeacherContextBuilder",)
         plan.after = "\n    trainer.teacher_context_builder = Inside(trainer)"
-        plan.notes += ("every completion of a group is shown the same right sibling, the first",)
+        plan.notes += ("all completions of a group are shown its first right one; minisd draws one "
+                       "for each",)
     else:  # the data set has what the teacher is told, whole
         settings |= {"use_successful_as_teacher": False, "include_environment_feedback": True,
                      "feedback_template": "{feedback_raw}", "reprompt_template": "{feedback}"}

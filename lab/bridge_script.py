@@ -15,7 +15,7 @@ class Code(str):
 
 @dataclass
 class Plan:
-    """What a row needs of TRL. Raises nothing: what TRL lacks is refused before."""
+    """What a row needs of TRL."""
 
     trainer: str  # such as SDPO, of SDPOTrainer and SDPOConfig
     module: str  # where it lives
@@ -215,7 +215,10 @@ def examples(model, config):
 WRITTEN = '''
 
 def examples(model, config):
-    """What the teacher writes, drawn before training: its weights never change."""
+    """What the teacher writes, drawn before training: its weights never change.
+
+    Kept in a file: delete it after a change of the settings.
+    """
     with PartialState().main_process_first():
         if not WRITTEN.exists():
             lines = [json.dumps(row) + "\\n" for row in written(model, config)]
