@@ -8,6 +8,7 @@ differ. Here minisd scores the same completions.
 import contextlib
 import copy
 import dataclasses
+import gc
 import importlib.util
 import itertools
 import math
@@ -147,7 +148,7 @@ def batch_of(s: Settings, task: TextTask, student: GPT, rows: list[Row], limit: 
     shown = {kind: minisd.prompts_of(task, rows, kind, cpu) for kind in contexts}
     completions = Completions.of([row.ids for row in rows], task.pad_id)
     rewards = torch.tensor([row.reward for row in rows])
-    sizes = Sizes(group_size=s.run.group_size, max_new_tokens=limit)
+    sizes = Sizes(group_size=s.run.group_size, max_new_tokens=limit, micro_batch=SEVERAL)
     batch = Batch(rows, shown, completions, rewards, sizes)
     with torch.no_grad():  # one update: they are those of the model that wrote
         completions.token_log_probs = minisd.score(m, student, [], batch)["student_log_probs"]
@@ -202,6 +203,7 @@ def compare(s: Settings, task: TextTask, path: Path) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch, uneven_lengths(task.end_ids[0]):
         theirs = step_of_trl(s, path, scratch, verdict)
+    gc.collect()  # the trainer and its models, which refer to each other
     found = [row for inputs in theirs.inputs for row in sequences(inputs)]
     rows = rows_of(task, found, verdict)
     student, _ = hf.load(s.checkpoint.init, dtype=torch.float64)
