@@ -211,13 +211,13 @@ def shell_word(text: str) -> str:
     return "$'" + "".join(plain.get(byte, f"\\{byte:03o}") for byte in os.fsencode(text)) + "'"
 
 
-def require_packages(*modules: str) -> None:
+def require_packages(*modules: str, file: str = "requirements.txt") -> None:
     """Raises ValueError for a module that cannot be imported: now, and not when it is needed."""
     for name in modules:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            package, words = name.partition(".")[0], "allowed: pip install -r requirements.txt"
+            package, words = name.partition(".")[0], f"allowed: pip install -r {file}"
             raise ValueError(f"{package}: not importable ({error}); {words}") from None
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from lab import answers
 from lab.answers import compact, is_word, quantity, tidy
@@ -46,6 +47,23 @@ def open_thought(text: str) -> str:
     if slash or other_slash:
         return ""
     return f"</{angled}>" if angled else f"[/{square}]"
+
+
+def read_completion(tokenizer: Any, ids: list[int], end_ids: list[int], thought_end: str) -> str:
+    """Text of token ids up to their first end token, without padding and special tokens.
+
+    Cut by id: an end token need not be special, and would stay in the answer. Without one the text
+    is a `Cut`; one that ends inside a thought is `Unfinished`. Both earn nothing.
+    thought_end: what closes the thought that the prompt has begun, such as </think>, or nothing.
+    """
+    ends, how = set(end_ids), {"clean_up_tokenization_spaces": False}
+    end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True, **how)
+    if end == len(ids):
+        return Cut(text)
+    # The marks of a thought may be special.
+    whole = tokenizer.decode(ids[:end], skip_special_tokens=False, **how)
+    return Unfinished(text) if open_thought(thought_end.replace("/", "") + whole) else text
 
 
 def final_part(completion: str) -> str | None:

@@ -23,6 +23,7 @@ from lab.graders import (  # noqa: F401 (the rewards are known by this name as w
     last_boxed,
     last_number,
     open_thought,
+    read_completion,
     reward_boxed,
     reward_exact,
     reward_last_number,
@@ -348,17 +349,5 @@ class TextTask:
         return self.chat.encode(text + self.tail)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids up to their first end token, without padding and special tokens.
-
-        Cut by id: an end token need not be special, and would stay in the answer. Without one the
-        text is a `Cut`; one that ends inside a thought is `Unfinished`. Both earn nothing.
-        """
-        ends, how = set(self.end_ids), {"clean_up_tokenization_spaces": False}
-        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, **how)
-        if end == len(ids):
-            return Cut(text)
-        # The marks of a thought may be special.
-        whole = self.tokenizer.decode(ids[:end], skip_special_tokens=False, **how)
-        begun = self.thought_end.replace("/", "")
-        return Unfinished(text) if open_thought(begun + whole) else text
+        """Text of token ids; a `Cut` or `Unfinished` earns nothing. See `read_completion`."""
+        return read_completion(self.tokenizer, ids, self.end_ids, self.thought_end)
