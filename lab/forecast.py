@@ -71,13 +71,17 @@ def transplant_sureness(student: Tensor, teacher: Tensor, classes: Tensor) -> Te
     Where the manner is that of bad authors the student doubts what it knows. The guess is that
     training takes this doubt and leaves the ranking; what it cannot know it then guesses as surely.
     """
-    log_p, log_q = minisd.log_softmax(student), minisd.log_softmax(teacher)
+    # A class of one token has nothing to rank; of a checkpoint's many tokens most are such.
+    shared = (torch.bincount(classes)[classes] > 1).nonzero()[:, 0]
+    log_q, kinds = minisd.log_softmax(teacher), classes[shared]
+    p, q = (x.index_select(-1, shared) for x in (minisd.log_softmax(student), log_q))
 
     def by_class(log_probs: Tensor) -> Tensor:  # tokens in the order of class, then probability
         order = log_probs.argsort(dim=-1, stable=True)
-        return order.gather(-1, classes[order].argsort(dim=-1, stable=True))
+        return order.gather(-1, kinds[order].argsort(dim=-1, stable=True))
 
-    return log_q.scatter(-1, by_class(log_p), log_q.gather(-1, by_class(log_q)))
+    dealt = q.scatter(-1, by_class(p), q.gather(-1, by_class(q)))
+    return log_q.index_copy(-1, shared, dealt)
 
 
 LAWS = {"transplant": transplant, "corrected": transplant_sureness}
