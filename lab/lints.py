@@ -305,11 +305,11 @@ def knows_what_it_wrote(loss: Loss) -> Finding:
 
     limit = 1e-3 if batch.sizes.dtype == "float32" else 0.1  # of bfloat16, which rounds
     if (now := off(1.0)) < limit:
-        return True, f"old log-probabilities are the student's, off by {now:.1g} nats"
+        return True, f"they are the student's, off by {now:.1g} nats"
     best = min(TEMPERATURES, key=off)
     of = f"they are those at temperature {best:g}" if off(best) < limit else "of other weights?"
     used = loss.method.reward_weight > 0 or loss.method.importance_cap > 0
-    return (False if used else None), f"old log-probabilities are off by {now:.2g} nats: {of}"
+    return (False if used else None), f"off by {now:.2g} nats: {of}"
 
 
 def against_true_kl(loss: Loss) -> Finding:
@@ -320,20 +320,20 @@ def against_true_kl(loss: Loss) -> Finding:
     with torch.no_grad():
         value = loss.value(loss.method, loss.student, loss.teacher).item()
     forward, reverse = (minisd.kl(a, b).mean() for a, b in ((log_q, log_p), (log_p, log_q)))
-    words = f"{value:.4f} is reported; KL(t||s) is {forward:.4f}, KL(s||t) {reverse:.4f} nats"
+    words = f"{value:.4f} is reported, KL(t||s) is {forward:.4f}, KL(s||t) {reverse:.4f} nats"
     return True, words
 
 
 LOSS_LINTS = {  # what: Loss -> Finding
-    "a divergence": is_divergence,
-    "a gradient": has_gradient,
-    "a gradient that heeds the teacher": heeds_teacher,
-    "towards the teacher": goes_to_teacher,
-    "nothing detached": is_whole,
-    "a mean": is_mean,
+    "the value is a divergence": is_divergence,
+    "there is a gradient": has_gradient,
+    "the gradient heeds the teacher": heeds_teacher,
+    "it points to the teacher": goes_to_teacher,
+    "nothing is detached": is_whole,
+    "the loss is a mean": is_mean,
     "no dropout": reads_alike,
-    "old log-probabilities": knows_what_it_wrote,
-    "value": against_true_kl,
+    "old log-probabilities fit": knows_what_it_wrote,
+    "value against the true KL": against_true_kl,
 }
 
 # 3. Lints of the prompts --------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def prompt_lint(subject: Subject) -> dict:
     found = lints.findings(lints.PROMPT_LINTS, look)
     if hasattr(task, "prompt_checks"):
         found = [*task.prompt_checks(method), *found]
-    one = min(pairs, key=lambda pair: len(pair[2]))
+    one = sorted(pairs, key=lambda pair: len(pair[2]))[len(pairs) // 2]
     tokens = {who: list(map(look.word, ids)) for who, ids in zip(("student", "teacher"), one[1:])}
     return {"lints": as_dicts(found), "tokens": tokens, "context": kind}
 
@@ -139,12 +139,16 @@ def error_token(task: Any, row: Row) -> int | None:
 def horizon(subject: Subject) -> dict:
     """Accuracy from the student's own prefixes, of the teacher and of the student, by CUTS."""
     task, asked, picked = subject.task, subject.asked, []
-    for row in subject.rows[: max(16, asked.problems // 2)]:
+    count = max(16, asked.problems // 4)
+    for row in subject.rows[:count]:
         body = [i for i in row.ids if i not in task.end_ids]
         places = [len(body) * quarter // 4 for quarter in range(4)]
-        error = error_token(task, row)
         picked += [(row, c, body[:n]) for c, n in enumerate(places)]
-        picked += [(row, 4, body[:error])] * (error is not None and error < len(body))
+    kinds = {c for _, _, c in subject.method.terms} - {"none"}
+    for row in [r for group in subject.groups for r in group if all(map(r.contexts.get, kinds))]:
+        error = error_token(task, row)
+        if error is not None and row.ids[error:-1] and len(picked) < 6 * count:
+            picked.append((row, len(CUTS) - 1, row.ids[:error]))
     rows, cuts, prefixes = zip(*picked)
     found, bins = {"cuts": CUTS}, torch.tensor(cuts)
     shown = {kind: subject.prompts(rows, kind, prefixes) for kind in subject.method.contexts}
@@ -281,11 +285,19 @@ def measured(subject: Subject, part: minisd.Batch, tokens: float) -> dict[str, f
             minisd.sample([(1.0, subject.student, prompts)], max_new_tokens=count, end_ids=(),
                           pad_id=subject.task.pad_id, generator=generator)
 
+    def step_on(part: minisd.Batch) -> None:
+        minisd.step(method, subject.student, subject.teacher, optimizer, part,
+                    reference=subject.student, grad_clip=1e9)
+
+    # The first step imports a compiler, and allocates.
+    one = lints.rows_of(part, torch.arange(1))
+    one = dataclasses.replace(
+        one, rows=part.rows[:1], rewards=part.rewards[:1],
+        shown={kind: p.take(torch.arange(1)) for kind, p in part.shown.items()})
+    step_on(one)
     short, long = (seconds(decode, subject.device, count) for count in (1, 1 + DECODED))
     before = memory(subject.device, reset=True)
-    spent = seconds(lambda: minisd.step(
-        method, subject.student, subject.teacher, optimizer, part, reference=subject.student,
-        grad_clip=1e9), subject.device)
+    spent = seconds(step_on, subject.device, part)
     once, mask = spent - optimizer.seconds, part.completions.mask
     sampling = short + (long - short) / DECODED * tokens if method.student_frac else 0.0
     whole = once * asked.batch_size * tokens / mask.sum().item()

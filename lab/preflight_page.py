@@ -28,7 +28,7 @@ def text(x: dict[str, Any], width: int = 100, colour: bool = False) -> str:
              checks("2 PROMPTS", x["prompts"]["lints"], width, colour),
              prompts(x["prompts"], width, colour),
              titled("3 SIGNALS, before any step", signals(x["signals"], x["forecast"]), width),
-             titled("4 FORECAST, before any step", forecast(x), width),
+             titled("4 FORECAST, before any step", forecast(x, broken(x)), width),
              titled("5 COST", cost(x["cost"]), width)]
     return "\n".join(parts)
 
@@ -41,9 +41,14 @@ def head(x: dict) -> str:
     return "\n".join([
         f"preflight of {asked['method']}: {x['method']}",
         f"{who}, {x['parameters'] / 1e6:.4g}M parameters, {c['dtype']}; run asked for: "
-        f"{asked['steps']} steps of {asked['batch_size']} completions, {pool}; seed {asked['seed']}",
+        f"{asked['steps']} steps of {asked['batch_size']} completions, {pool}, seed "
+        f"{asked['seed']}",
         f"Nothing has been trained. {asked['problems']} problems were looked at in "
         f"{x['seconds']:.0f} s."])
+
+
+def broken(x: dict) -> int:
+    return sum(row["passed"] is False for row in (*x["loss"], *x["prompts"]["lints"]))
 
 
 def titled(title: str, rows: list[tuple[str, str]], width: int) -> str:
@@ -104,8 +109,8 @@ def signals(x: dict, forecast: dict) -> list[tuple[str, str]]:
         f"{kinds}")))
     rows.append(("agreement", (
         f"{share(x['overlap_frac'])} of the 4 likeliest tokens are the same; entropy "
-        f"{x['student_entropy']:.2f} nats a token of the student, {x['teacher_entropy']:.2f} of the "
-        "teacher")))
+        f"{x['student_entropy']:.2f} nats a token of the student, {x['teacher_entropy']:.2f} of "
+        "the teacher")))
     fresh = forecast.get("fresh", {})
     if "teacher_markers_per_completion" in fresh:
         rows.append(("doubt", (
@@ -120,7 +125,7 @@ def signals(x: dict, forecast: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def forecast(x: dict) -> list[tuple[str, str]]:
+def forecast(x: dict, failed: int) -> list[tuple[str, str]]:
     f = x["forecast"]
     if "fresh" not in f:
         return [("verdict", f"{f['verdict']}: {f['why']}")]
@@ -140,7 +145,9 @@ def forecast(x: dict) -> list[tuple[str, str]]:
         ("error", f"of the law, root mean square: {'; '.join(known)}"),
         ("verdict", f["verdict"].upper() + (
             ". A hypothesis: on real weights this law is no more than that"
-            if f["hypothesis"] else ""))]
+            if f["hypothesis"] else "") + (
+            f". It presumes a sound loss and prompts: {failed} lint(s) above failed"
+            if failed else ""))]
     for row in f["fixes"][:3]:
         rows.append(("instead", (
             f"{row['fix']}: {row['predicted_fresh_accuracy_frac']:.2f} on fresh problems, "
@@ -154,9 +161,10 @@ def cost(x: dict) -> list[tuple[str, str]]:
         total = x["weights_bytes"] + m["micro_batch_bytes"]
         room = f"about {total / 2**30:.2g} GiB" if m["micro_batch_bytes"] else (
             f"{x['weights_bytes'] / 2**30:.2g} GiB for weights and optimiser, and a micro-batch")
-        rows.append((dtype, (
-            f"{'*' if dtype == x['dtype'] else ''}{m['step_s']:.3g} s a step ({m['sampling_s']:.2g} "
-            f"sampling), {x['steps']} steps {clock(x['steps'] * m['step_s'])}; {room}")))
+        star = "*" if dtype == x["dtype"] else ""
+        rows.append((f"{dtype}{star}", (
+            f"{m['step_s']:.3g} s a step ({m['sampling_s']:.2g} of them sampling), {x['steps']} "
+            f"steps {clock(x['steps'] * m['step_s'])}; {room}")))
     rows.append(("how", (
         f"on {x['device']}, {x['threads']} thread(s), measured on a micro-batch of "
         f"{x['micro_batch']} completions, for {x['completion_tokens']:.0f} tokens a completion and "

@@ -144,10 +144,10 @@ HEAD = """# Preflight on real weights
 {count} settings of SmolLM2-135M-Instruct on lab/data/word_problems.jsonl, each predicted before the
 first of them was trained (`python -m lab.preflight_table --init out/smollm2-135m`).
 
-Accuracy is that on {fresh} fresh problems, one completion each: a measured value has a standard error
-of up to .06. A warm start is so many steps of imitation of references, half of which say the answer
-at once and half work and check; 0 is the checkpoint as it is. `sure` and `careful` are the training
-problems whose solutions are of one kind.
+Accuracy is that on {fresh} fresh problems, one completion each: a measured value has a standard
+error of up to .06. A warm start is so many steps of imitation of references, half of which say the
+answer at once and half work and check; 0 is the checkpoint as it is. `sure` and `careful` are the
+training problems whose solutions are of one kind.
 
 | context | data | method | warm start | before | with the hint | predicted | verdict | measured |
 |---|---|---|---|---|---|---|---|---|
@@ -160,10 +160,13 @@ def report(points: list[dict]) -> str:
     lines = [HEAD.format(count=len(points), fresh=FRESH).rstrip("\n")]
     for p in points:
         after = p.get("after_fresh")
+        measured = "not run yet"
+        if after is not None:
+            measured = f"{after:.2f} (before the run {p['before_fresh']:.2f})"
         cells = (p["context"], p["data"], p["method"], p["warm"], f"{p['now_fresh']:.2f}",
                  f"{p['hinted_fresh']:.2f}",
-                 f"{p['predicted_fresh']:.2f} +- {p['half_width_frac']:.2f}", p["verdict"], "not run yet" if after is None else
-                 f"{after:.2f} (before the run {p['before_fresh']:.2f})")
+                 f"{p['predicted_fresh']:.2f} +- {p['half_width_frac']:.2f}", p["verdict"],
+                 measured)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     done = [p for p in points if p.get("after_fresh") is not None]
     if not done:
