@@ -111,6 +111,7 @@ class Look:
     classes: Tensor
     sizes: Sizes  # group_size: completions of a problem, among which a sibling is looked for
     laws: tuple[str, ...] = ("transplant",)
+    summed: bool = True  # whether divergences and entropies are read, which a large model feels
 
     @classmethod
     def at(
@@ -213,8 +214,9 @@ def compared(look: Look, rows: list[Row], uniforms: Tensor, rng: random.Random) 
             settles = look.own and who == "corrected"
             written[who] = (
                 settled(look, rows, uniforms, rng) if settles else look.write(who, rows, uniforms))
-        sums = {who: sums_of(look, rows, written[who]) for who in ("student", "teacher")}
-    values = {"reverse_kl": sums["student"]["divergence"]}
+        readers = ("student", "teacher") if look.summed else ()
+        sums = {who: sums_of(look, rows, written[who]) for who in readers}
+    values = {"reverse_kl": sums["student"]["divergence"]} if look.summed else {}
     values |= {f"{who}_entropy": x[f"{who}_entropy"] for who, x in sums.items()}
     values["tokens"] = written["student"].mask.sum(1).float()
     for who, completions in written.items():

@@ -193,7 +193,8 @@ def forecast_of(subject: Subject) -> dict:
         "hinted": fresh[HINTED].mean().item(), "half_width_frac": half, "trust": trust,
         "correction": CORRECTION, "hypothesis": subject.real,
         "verdict": verdict(change, half, trust["failed"]), "fixes": fixes(subject, hint),
-        "fresh": forecast.table_of(fresh), "pool": forecast.table_of(pool),
+        "fresh": {name: x.mean().item() for name, x in fresh.items()},
+        "pool": {name: x.mean().item() for name, x in pool.items()},
     }
 
 

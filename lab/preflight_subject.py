@@ -179,7 +179,7 @@ class Subject:
         G = self.asked.group_size if self.task.attempts.get(kind) == "sibling" else 1
         classes = token_classes(self.words, self.patterns).to(self.device)
         sizes = dataclasses.replace(self.sizes(1, G), temperature=1.0)
-        return Look(self.task, self.student, kind, classes, sizes, laws)
+        return Look(self.task, self.student, kind, classes, sizes, laws, summed=False)
 
     @functools.cached_property
     def batch(self) -> minisd.Batch:

@@ -12,17 +12,21 @@ written is never made again, and finished runs are not repeated.
 import argparse
 import dataclasses
 import json
+import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from lab import data_checks, forecast, preflight_law, runs
 from lab.base import progress
 from lab.flags import OneLineParser, run_main
-from lab.forecast import HINTED, NOW, Look, token_classes
+from lab.forecast import HINTED, LAWS, NOW, token_classes
 from lab.measures.formulas import mean_and_error
 from lab.preflight_law import LAW, MOVED, NUMBERS, OPERATORS, record_of, verdict
-from lab.preflight_subject import Subject, parse, subject_of
+from lab.preflight_subject import parse, subject_of
 from lab.report import save_figure
 from lab.storage import read_summary, write_atomically, write_json
 from toy_tasks import FRESH_ONE_IN
@@ -61,8 +65,9 @@ CLASSES = {  # patterns of tokens that share a class; the first row was chosen
     "chosen": (NUMBERS, OPERATORS), "numbers alone": (NUMBERS,),
     "one class of words": (NUMBERS, OPERATORS, r"(?s).*"),
 }
+CHOSEN = "corrected, chosen classes"
 VARIANTS = {  # name: (law, classes)
-    "corrected": (LAW, "chosen"), "transplant": ("transplant", "chosen"),
+    CHOSEN: (LAW, "chosen"), "transplant, chosen classes": ("transplant", "chosen"),
     "corrected, numbers alone": (LAW, "numbers alone"),
     "corrected, one class of words": (LAW, "one class of words"),
 }
@@ -116,26 +121,26 @@ def predicted(place: Place, s: Setting) -> dict:
     words = ["--method", s.method, "--context", s.context, "--init", place.start(s), "--data",
              str(place.data[s.data]), "--dtype", "bfloat16", "--threads", "1", "--micro_batch", "8"]
     subject = subject_of(*parse(words, "python -m lab.preflight_table", ""))
-    point = dataclasses.asdict(s) | {"variants": {}}
     for name, (law, classes) in VARIANTS.items():
-        values = forecast.samples_of(look_of(subject, law, CLASSES[classes]), "fresh", FRESH, 0)
-        change, error = mean_and_error(values[f"{law}_accuracy_frac"] - values[NOW])
-        point["variants"][name] = values[f"{law}_accuracy_frac"].mean().item()
-        if name == LAW:
-            half = 2 * (error**2 + preflight_law.track_record(False)["error_frac"] ** 2) ** 0.5
-            point |= {
-                "now_fresh": values[NOW].mean().item(),
-                "hinted_fresh": values[HINTED].mean().item(),
-                "predicted_fresh": point["variants"][name], "half_width_frac": half,
-                "verdict": verdict(change, half),
-                "now_markers": values["student_markers_per_completion"].mean().item(),
-                "predicted_markers": values[f"{law}_markers_per_completion"].mean().item()}
-    return point
+        forecast.LAWS[name] = with_classes(law, token_classes(subject.words, CLASSES[classes]))
+    look = subject.look(s.context, tuple(VARIANTS))
+    values = forecast.samples_of(look, "fresh", FRESH, seed=0)
+    means = {name: value.mean().item() for name, value in values.items()}
+    change, error = mean_and_error(values[f"{CHOSEN}_accuracy_frac"] - values[NOW])
+    half = 2 * math.hypot(error, preflight_law.track_record(False)["error_frac"])
+    return dataclasses.asdict(s) | {
+        "now_fresh": means[NOW], "hinted_fresh": means[HINTED],
+        "predicted_fresh": means[f"{CHOSEN}_accuracy_frac"], "half_width_frac": half,
+        "verdict": verdict(change, half),
+        "now_markers": means["student_markers_per_completion"],
+        "hinted_markers": means["teacher_markers_per_completion"],
+        "predicted_markers": means[f"{CHOSEN}_markers_per_completion"],
+        "variants": {name: means[f"{name}_accuracy_frac"] for name in VARIANTS}}
 
 
-def look_of(subject: Subject, law: str, patterns: tuple[str, ...]) -> Look:
-    look = subject.look(subject.method.context, (law,))
-    return dataclasses.replace(look, classes=token_classes(subject.words, patterns))
+def with_classes(law: str, classes: Tensor) -> Callable:
+    """A law with classes of its own, whatever the others have."""
+    return lambda student, teacher, _, law=LAWS[law]: law(student, teacher, classes)
 
 
 # 3. Table and picture -----------------------------------------------------------------------------
