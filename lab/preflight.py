@@ -56,7 +56,10 @@ def prompt_lint(subject: Subject) -> dict:
     look = lints.Shown(method, task, pairs, rows, subject.asked.max_new_tokens, window)
     found = lints.findings(lints.PROMPT_LINTS, look)
     if hasattr(task, "prompt_checks"):
-        found = [*task.prompt_checks(method), *found]
+        # Their readings say what is wrong.
+        checks = [(what, passed, "" if passed else reading)
+                  for what, passed, reading in task.prompt_checks(method)]
+        found = [*checks, *found]
     one = sorted(pairs, key=lambda pair: len(pair[2]))[len(pairs) // 2]
     tokens = {who: list(map(look.word, ids)) for who, ids in zip(("student", "teacher"), one[1:])}
     return {"lints": as_dicts(found), "tokens": tokens, "context": kind}
@@ -139,7 +142,7 @@ def error_token(task: Any, row: Row) -> int | None:
 def horizon(subject: Subject) -> dict:
     """Accuracy from the student's own prefixes, of the teacher and of the student, by CUTS."""
     task, asked, picked = subject.task, subject.asked, []
-    count = max(16, asked.problems // 4)
+    count = max(8, asked.problems // 5)
     for row in subject.rows[:count]:
         body = [i for i in row.ids if i not in task.end_ids]
         places = [len(body) * quarter // 4 for quarter in range(4)]
@@ -147,7 +150,7 @@ def horizon(subject: Subject) -> dict:
     kinds = {c for _, _, c in subject.method.terms} - {"none"}
     for row in [r for group in subject.groups for r in group if all(map(r.contexts.get, kinds))]:
         error = error_token(task, row)
-        if error is not None and row.ids[error:-1] and len(picked) < 6 * count:
+        if error is not None and row.ids[error:-1] and len(picked) < 5 * count:
             picked.append((row, len(CUTS) - 1, row.ids[:error]))
     rows, cuts, prefixes = zip(*picked)
     found, bins = {"cuts": CUTS}, torch.tensor(cuts)
@@ -179,7 +182,8 @@ def forecast_of(subject: Subject) -> dict:
     if hint is None:
         why = "the law is about a student that is its own teacher and sees one context, no rewards"
         return {"verdict": "cannot tell", "why": why}
-    fresh, pool = (sampled(subject, hint, split, asked.problems) for split in ("fresh", "train"))
+    fresh = sampled(subject, hint, "fresh", asked.problems)
+    pool = sampled(subject, hint, "train", max(4, asked.problems // 2))
     known = asked.train_problems or (len(subject.task.pools["train"]) if subject.real else 0)
     visits = asked.steps * asked.batch_size / asked.group_size / (known or math.inf)
     own = subject.task.attempts.get(hint[0]) == "own"
@@ -343,14 +347,17 @@ def main(arguments: list[str]) -> None:
     folder = Path(settings[0].out_dir)
     flags.require_packages("matplotlib.figure", *(hf.NEEDED if settings[3].init else ()))
     folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
-    subject, start = subject_of(*settings), time.perf_counter()
-    found: dict[str, Any] = {"settings": {
+    start = time.perf_counter()
+    subject = subject_of(*settings)
+    spent = {"loading": time.perf_counter() - start}
+    found: dict[str, Any] = {"seconds": spent, "settings": {
         type(group).__name__.lower(): dataclasses.asdict(group) for group in settings}}
     found["method"] = in_words_of(subject.method)
     found["parameters"] = sum(p.numel() for p in subject.student.parameters())
     for what in base.progress(PARTS, "preflight"):
+        start = time.perf_counter()
         found[what] = PARTS[what](subject)
-    found["seconds"] = time.perf_counter() - start
+        spent[what] = time.perf_counter() - start
     storage.write_json(folder / "preflight.json", found)
     preflight_page.draw(folder / "preflight.png", found)
     width = min(120, shutil.get_terminal_size((100, 40)).columns)

@@ -44,7 +44,7 @@ def head(x: dict) -> str:
         f"{asked['steps']} steps of {asked['batch_size']} completions, {pool}, seed "
         f"{asked['seed']}",
         f"Nothing has been trained. {asked['problems']} problems were looked at in "
-        f"{x['seconds']:.0f} s."])
+        f"{sum(x['seconds'].values()):.0f} s."])
 
 
 def broken(x: dict) -> int:
@@ -60,12 +60,15 @@ def titled(title: str, rows: list[tuple[str, str]], width: int) -> str:
 
 
 def checks(title: str, rows: list[dict], width: int, colour: bool) -> str:
-    """One line for all that passed with nothing to read, and one for each other."""
+    """A line for each check, and one for all that passed with nothing to read."""
     counts = [f"{sum(row['passed'] is p for row in rows)} {says}" for p, says in SAYS.items()]
     lines = ["", f"{title}: {', '.join(counts)}"]
-    for row in sorted(rows, key=lambda row: (False, None, True).index(row["passed"])):
-        mark = f"{SAYS[row['passed']]:7}"
-        words = textwrap.wrap(f"{row['what']}: {row['reading']}", width, initial_indent="  " + mark,
+    silent = "; ".join(row["what"] for row in rows if not row["reading"])
+    told = [row for row in rows if row["reading"]]
+    told += [{"what": silent, "passed": True, "reading": ""}] if silent else []
+    for row in sorted(told, key=lambda row: (False, None, True).index(row["passed"])):
+        mark, said = f"{SAYS[row['passed']]:7}", f"{row['what']}: {row['reading']}"
+        words = textwrap.wrap(said.removesuffix(": "), width, initial_indent="  " + mark,
                               subsequent_indent=" " * 11)
         if colour:
             words[0] = words[0].replace(mark, f"\x1b[{PAINT[row['passed']]}m{mark}\x1b[0m", 1)

@@ -188,7 +188,7 @@ class Subject:
         G = max(G, 2) if self.method.reward_weight > 0 else G
         rng, generator = self.chance("batch")
         return minisd.rollout(self.method, self.task, self.student, self.teacher, rng, generator,
-                              self.sizes(-(-8 // G) if self.real else 8, G))
+                              self.sizes(-(-4 // G) if self.real else 8, G))
 
     @functools.cached_property
     def groups(self) -> list[list[Row]]:
