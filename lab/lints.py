@@ -25,7 +25,8 @@ from lab.measures.formulas import mean_and_error
 from minisd import Batch, Method, Prompts, Row, Teacher
 
 Finding = tuple[bool | None, str] | None  # passed, reading
-FLAT = 1e-9  # of a logit's gradient: rounding
+WHO = ("student", "teacher")
+ROUNDING = 1e-6  # of a logit's gradient, for a token that counts as 1
 
 # 1. A loss as a function of logits ----------------------------------------------------------------
 
@@ -47,7 +48,7 @@ class Loss:
     """What a method makes of the logits of student and teacher (B, T, V) on a batch.
 
     All goes through `score` and `loss_of`, so a row of the user's own is read as training reads it.
-    again: the same logits, of a second reading. reward: whether rewards have a part in the loss.
+    again: the same logits, of a second reading. models: of whom they are, where there are any.
     """
 
     method: Method
@@ -55,15 +56,14 @@ class Loss:
     student: Tensor
     teacher: Tensor
     again: tuple[Tensor, Tensor]
-    models: dict[str, Any] = dataclasses.field(default_factory=dict)
+    models: tuple[nn.Module, ...] = ()
 
     @classmethod
     def of(cls, method: Method, student: Any, teacher: Teacher, batch: Batch) -> "Loss":
         """The logits of a batch, read twice. Every token of it exists at once: keep it small."""
         terms = teacher.terms(batch.shown)
         (s, t), again = (read_logits(method, student, terms, batch) for _ in range(2))
-        names = {"student": student, "teacher": terms[0][1]}
-        return cls(method, batch, s, t, again, names)
+        return cls(method, batch, s, t, again, (student, *(model for _, model, _ in terms)))
 
     @property
     def distils(self) -> bool:
@@ -119,8 +119,14 @@ class Loss:
         return tuple(minisd.log_softmax(x[self.counted]) for x in (self.student, self.teacher))
 
     @functools.cached_property
+    def rounding(self) -> float:  # of a logit's gradient
+        totals = self.told.totals.items()
+        counts = [self.told.weights[name].max() / x.clamp(min=1e-12) for name, x in totals]
+        return ROUNDING * max(counts).item()
+
+    @functools.cached_property
     def is_flat(self) -> bool:
-        return self.gradient.abs().max().item() < FLAT
+        return self.gradient.abs().max().item() <= self.rounding
 
     @functools.cached_property
     def is_sampled(self) -> bool:
@@ -174,7 +180,7 @@ def is_divergence(loss: Loss) -> Finding:
 def has_gradient(loss: Loss) -> Finding:
     """The whole loss, rewards included."""
     size = loss.slope(loss.method, loss.student, loss.teacher).abs().max().item()
-    if size > FLAT:
+    if size > loss.rounding:
         return True, f"up to {size:.1g} for a logit"
     rewards, gap = loss.batch.by_group(), (loss.student - loss.teacher).abs().max()
     if loss.method.reward_weight > 0 and (rewards == rewards[:, :1]).all():
@@ -277,12 +283,12 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
 def reads_alike(loss: Loss) -> Finding:
     """Dropout that was left on makes a second reading of the same text another one."""
     mask, found = loss.batch.completions.mask, {}
-    for who, one, other in zip(loss.models, (loss.student, loss.teacher), loss.again):
+    for who, one, other in zip(WHO, (loss.student, loss.teacher), loss.again):
         p, q = (minisd.log_softmax(x[mask]) for x in (one, other))
         found[who] = (p.exp() * (p - q).abs()).sum(-1).mean().item()
     if max(found.values()) < 1e-4:
         return True, "a second reading is the same"
-    modules = {name for model in loss.models.values() for name, m in model.named_modules()
+    modules = {name for model in loss.models for name, m in model.named_modules()
                if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0}
     on = f": dropout is on in {min(modules)}" if modules else ": dropout, or other chance?"
     return False, "; ".join(f"{who} off by {x:.2g} nats" for who, x in found.items()) + on

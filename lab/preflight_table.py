@@ -59,7 +59,7 @@ SETTINGS = (
     Setting("solution", "sure"), Setting("solution", "careful"), Setting("solution", "mixed"),
     Setting("answer", "mixed"), Setting("other_problem", "careful"),
     Setting("solution", "sure", "opsd"), Setting("solution", "sure", warm=12),
-    Setting("wrong", "mixed"), Setting("solution", "careful", warm=0, steps=8),
+    Setting("wrong", "mixed"),
 )
 CLASSES = {  # patterns of tokens that share a class; the first row was chosen
     "chosen": (NUMBERS, OPERATORS), "numbers alone": (NUMBERS,),
@@ -67,8 +67,7 @@ CLASSES = {  # patterns of tokens that share a class; the first row was chosen
 }
 CHOSEN = "corrected, chosen classes"
 VARIANTS = {  # name: (law, classes)
-    CHOSEN: (LAW, "chosen"), "transplant, chosen classes": ("transplant", "chosen"),
-    "corrected, numbers alone": (LAW, "numbers alone"),
+    CHOSEN: (LAW, "chosen"), "corrected, numbers alone": (LAW, "numbers alone"),
     "corrected, one class of words": (LAW, "one class of words"),
 }
 
