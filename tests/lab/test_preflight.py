@@ -338,6 +338,25 @@ def test_a_page_is_printed_and_nothing_is_trained(method, tmp_path, cache_dir, c
         assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_checkpoint_is_looked_at_as_well(tmp_path, capsys):
+    """Catches what text has and the toy has not: a chat, classes of tokens, a real horizon."""
+    pytest.importorskip("transformers")
+    from test_real_checkpoints import make_checkpoint
+
+    init, data = make_checkpoint(tmp_path / "tiny")
+    at = SMALL.index("--pretrain_steps")
+    preflight.main(["--init", init, "--data", data, "--out_dir", str(tmp_path / "out"),
+                    *SMALL[:at], *SMALL[at + 2 :]])
+    said = capsys.readouterr().out
+    x = json.loads((tmp_path / "out/preflight.json").read_text())
+    assert x["forecast"]["hypothesis"] and "a hypothesis" in said.lower()
+    assert x["prompts"]["context"] == "solution" and "+ |" in said
+    assert x["cost"]["dtype"] in ("float32", "bfloat16")
+    checks = {row["what"]: row["passed"] for row in x["prompts"]["lints"]}
+    assert checks["completions end by themselves"] is False  # it has learned nothing
+    assert checks["no privileged text in the student's prompt"]
+
+
 def test_the_weights_are_the_same_after_the_cost_was_measured():
     """Catches an optimiser that takes its step, which every later part would read."""
     looked_at = subject(METHODS["sdpo"])
