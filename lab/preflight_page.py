@@ -134,10 +134,10 @@ def forecast(x: dict, failed: int) -> list[tuple[str, str]]:
         return [("verdict", f"{f['verdict']}: {f['why']}")]
     trust, half = f["trust"], f["half_width_frac"]
     after, pool = f["predicted_fresh_accuracy_frac"], f["predicted_pool_accuracy_frac"]
-    known = [f"{x['error_frac']:.3f} in {x['runs']} runs of {where}, the sign right in "
-             f"{share(x['signs_frac'])} of {x['moved']} that moved"
+    known = [f"{r['error_frac']:.3f} in {r['runs']} runs of {where}, the sign right in "
+             f"{share(r['signs_frac'])} of {r['moved']} that moved"
              for name, where in (("toy", "the toy"), ("real", "a real checkpoint"))
-             if (x := trust.get(name))]
+             if (r := trust.get(name))]
     rows = [
         ("now", f"right on {f['now']:.2f} of fresh problems, on {f['hinted']:.2f} with the hint"),
         ("fresh", f"{after:.2f} after self-distillation, {max(0, after - half):.2f} to "
@@ -151,9 +151,10 @@ def forecast(x: dict, failed: int) -> list[tuple[str, str]]:
             if f["hypothesis"] else "") + (
             f". It presumes a sound loss and prompts: {failed} lint(s) above failed"
             if failed else ""))]
+    count = x["settings"]["preflight"]["fix_problems"]
     for row in f["fixes"][:3]:
         rows.append(("instead", (
-            f"{row['fix']}: {row['predicted_fresh_accuracy_frac']:.2f} on fresh problems, "
+            f"{row['fix']}: {row['predicted_fresh_accuracy_frac']:.2f} on {count} fresh problems, "
             f"{row['difference_frac']:+.2f}")))
     return rows
 
