@@ -411,7 +411,7 @@ def test_the_report_says_what_was_not_run_and_what_came_true(tmp_path):
     rows = [point(before_fresh=0.5, after_fresh=0.2), point(before_fresh=0.5, after_fresh=0.9)]
     said = preflight_table.report(rows)
     assert "Verdicts other than `cannot tell`: 2, of which 1 came true." in said
-    assert "| law, corrected, chosen classes | 0.430 | 50% of 2 |" in said
+    assert "| law, corrected | 0.430 | 50% of 2 |" in said
     path = tmp_path / "preflight.json"
     preflight_table.save(path, {"a": rows[0]})
     assert preflight_table.known_points(path) == {preflight_table.SETTINGS[0].name: rows[0]}
