@@ -5,22 +5,22 @@ python -m lab.preflight_table --init out/smollm2-135m             # then the run
 
 A setting is a context, a data set, a method and a warm start. Warm starts imitate the references of
 lab/data/word_problems.jsonl, in which half of the solutions say the answer at once and half work
-and check; `sure` and `careful` are the problems of one kind, with the same fresh problems. What is
-written is never made again, and finished runs are not repeated.
+and check; in the data sets `sure` and `careful` all do the one or the other. What is written is
+never made again, and finished runs are not repeated.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import zlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from lab import data_checks, forecast, preflight_law, runs
+from lab import forecast, preflight_law, runs
 from lab.base import progress
 from lab.flags import OneLineParser, run_main
 from lab.forecast import HINTED, LAWS, NOW, token_classes
@@ -29,7 +29,7 @@ from lab.preflight_law import LAW, MOVED, NUMBERS, OPERATORS, record_of, verdict
 from lab.preflight_subject import parse, subject_of
 from lab.report import save_figure
 from lab.storage import read_summary, write_atomically, write_json
-from toy_tasks import FRESH_ONE_IN
+from lab.word_problems import DOUBTS, worked
 
 # 1. Settings --------------------------------------------------------------------------------------
 DATA = Path(__file__).parent / "data" / "word_problems.jsonl"
@@ -74,19 +74,23 @@ VARIANTS = {  # name: (law, classes)
 
 
 def write_data(folder: Path) -> dict[str, Path]:
-    """Files of the problems by the manner of their solutions, all with the same fresh ones."""
-    lines = [line for line in DATA.read_text().splitlines() if line]
-    files = {"mixed": DATA}
-    for name, checks in (("sure", False), ("careful", True)):
-        kept = []
-        for line in lines:
-            row = json.loads(line)
-            key = data_checks.split_key(row["prompt"]).encode()
-            fresh = zlib.crc32(key) % FRESH_ONE_IN == 0
-            kept += [line] * (fresh or ("check" in row["solution"]) == checks)
+    """Files of the same problems, all of whose solutions are of one manner, and the mixed one."""
+    rows, files = [json.loads(line) for line in DATA.read_text().splitlines()], {"mixed": DATA}
+    for name, doubts in (("sure", (None,)), ("careful", DOUBTS)):
+        lines = [json.dumps(row | {"solution": rewritten(row["prompt"], doubts[i % len(doubts)])})
+                 for i, row in enumerate(rows)]
         files[name] = folder / f"{name}.jsonl"
-        write_atomically(files[name], lambda path, kept=kept: path.write_text("\n".join(kept)))
+        write_atomically(files[name], lambda path, lines=lines: path.write_text("\n".join(lines)))
     return files
+
+
+def rewritten(prompt: str, doubt: str | None) -> str:
+    """The solution of a problem of `lab.word_problems` in another manner."""
+    name, first, thing = re.match(r"(\w+) has (\d+) (\w+) and ", prompt).groups()
+    events = re.findall(r"(finds|gets|buys|gives away|loses|sells) (\d+)", prompt)
+    signs = {"finds": 1, "gets": 1, "buys": 1}
+    changes = [signs.get(verb, -1) * int(size) for verb, size in events]
+    return worked(name, thing, int(first), changes, doubt)
 
 
 @dataclass
@@ -155,8 +159,8 @@ first of them was trained (`python -m lab.preflight_table --init out/smollm2-135
 
 Accuracy is that on {fresh} fresh problems, one completion each: a measured value has a standard
 error of up to .06. A warm start is so many steps of imitation of references, half of which say the
-answer at once and half work and check; 0 is the checkpoint as it is. `sure` and `careful` are the
-training problems whose solutions are of one kind.
+answer at once and half work and check. The data set `mixed` is that file; in `sure` and `careful`
+the same problems have solutions of the one and of the other kind.
 
 | context | data | method | warm start | before | with the hint | predicted | verdict | measured |
 |---|---|---|---|---|---|---|---|---|

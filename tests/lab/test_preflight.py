@@ -386,16 +386,19 @@ def test_bad_input_is_one_line(words, tmp_path, monkeypatch, capsys):
 # 5. The table -------------------------------------------------------------------------------------
 
 
-def test_data_of_one_manner_keeps_all_fresh_problems(tmp_path):
-    """Catches a comparison on other problems, and a pool of both manners."""
+def test_data_of_one_manner_has_the_same_problems_and_right_solutions(tmp_path):
+    """Catches a comparison on other problems, an event that is misread, and a mixed manner."""
     files = preflight_table.write_data(tmp_path)
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()]
             for name, path in files.items()}
-    sure, careful = ({r["prompt"] for r in rows[name]} for name in ("sure", "careful"))
-    assert len(sure & careful) == preflight_table.FRESH
-    assert sure | careful == {r["prompt"] for r in rows["mixed"]}
-    pool = [r for r in rows["sure"] if r["prompt"] not in careful]
-    assert pool and all("check" not in r["solution"] for r in pool)
+    for name, checks in (("sure", 0), ("careful", 1)):
+        for row, mixed in zip(rows[name], rows["mixed"], strict=True):
+            assert row | {"solution": mixed["solution"]} == mixed
+            assert row["solution"].count("check") == checks
+            assert re.findall(r"\d+", row["solution"])[-1] == row["answer"]
+    made = {row["solution"] for name in ("sure", "careful") for row in rows[name]}
+    kept = [row["solution"] in made for row in rows["mixed"]]
+    assert sum(kept) > len(kept) / 2  # all but for the words of doubt
 
 
 def point(**more) -> dict:
