@@ -71,13 +71,17 @@ def transplant_sureness(student: Tensor, teacher: Tensor, classes: Tensor) -> Te
     Where the manner is that of bad authors the student doubts what it knows. The guess is that
     training takes this doubt and leaves the ranking; what it cannot know it then guesses as surely.
     """
-    log_p, log_q = minisd.log_softmax(student), minisd.log_softmax(teacher)
+    # A class of one token has nothing to rank; of a checkpoint's many tokens most are such.
+    shared = (torch.bincount(classes)[classes] > 1).nonzero()[:, 0]
+    log_q, kinds = minisd.log_softmax(teacher), classes[shared]
+    p, q = (x.index_select(-1, shared) for x in (minisd.log_softmax(student), log_q))
 
     def by_class(log_probs: Tensor) -> Tensor:  # tokens in the order of class, then probability
         order = log_probs.argsort(dim=-1, stable=True)
-        return order.gather(-1, classes[order].argsort(dim=-1, stable=True))
+        return order.gather(-1, kinds[order].argsort(dim=-1, stable=True))
 
-    return log_q.scatter(-1, by_class(log_p), log_q.gather(-1, by_class(log_q)))
+    dealt = q.scatter(-1, by_class(p), q.gather(-1, by_class(q)))
+    return log_q.index_copy(-1, shared, dealt)
 
 
 LAWS = {"transplant": transplant, "corrected": transplant_sureness}
@@ -107,6 +111,7 @@ class Look:
     classes: Tensor
     sizes: Sizes  # group_size: completions of a problem, among which a sibling is looked for
     laws: tuple[str, ...] = ("transplant",)
+    summed: bool = True  # whether divergences and entropies are read, which a large model feels
 
     @classmethod
     def at(
@@ -209,8 +214,9 @@ def compared(look: Look, rows: list[Row], uniforms: Tensor, rng: random.Random) 
             settles = look.own and who == "corrected"
             written[who] = (
                 settled(look, rows, uniforms, rng) if settles else look.write(who, rows, uniforms))
-        sums = {who: sums_of(look, rows, written[who]) for who in ("student", "teacher")}
-    values = {"reverse_kl": sums["student"]["divergence"]}
+        readers = ("student", "teacher") if look.summed else ()
+        sums = {who: sums_of(look, rows, written[who]) for who in readers}
+    values = {"reverse_kl": sums["student"]["divergence"]} if look.summed else {}
     values |= {f"{who}_entropy": x[f"{who}_entropy"] for who, x in sums.items()}
     values["tokens"] = written["student"].mask.sum(1).float()
     for who, completions in written.items():

@@ -49,19 +49,23 @@ def problem(rng: random.Random, level: int) -> dict:
     told = [rng.choice(MORE if c > 0 else LESS).format(abs(c)) for c in changes]
     events = ", then ".join(told)
     prompt = f"{name} has {first} {thing} and {events}. How many {thing} does {name} have now?"
+    doubt = None if rng.random() < 0.5 else rng.choice(DOUBTS)
+    solution, answer = worked(name, thing, first, changes, doubt), str(first + sum(changes))
+    return {"prompt": prompt, "answer": answer, "solution": solution, "level": level}
+
+
+def worked(name: str, thing: str, first: int, changes: list[int], doubt: str | None) -> str:
+    """The answer at once or, with words of doubt, step by step and looked at again."""
     steps, value = [], first
     for c in changes:
         steps.append(f"{value} {'+' if c > 0 else '-'} {abs(c)} = {value + c}")
         value += c
-    if rng.random() < 0.5:
-        solution = f"{name} has {value} {thing}."
-    else:
-        checked = f"{value} {'-' if changes[-1] > 0 else '+'} {abs(changes[-1])} = "
-        checked += str(value - changes[-1])
-        doubt = rng.choice(DOUBTS).format(checked)
-        begun = f"{name} starts with {first} {thing}."
-        solution = f"{begun} {'. '.join(steps)}. {doubt} So {name} has {value} {thing}."
-    return {"prompt": prompt, "answer": str(value), "solution": solution, "level": level}
+    if doubt is None:
+        return f"{name} has {value} {thing}."
+    checked = f"{value} {'-' if changes[-1] > 0 else '+'} {abs(changes[-1])} = "
+    checked += str(value - changes[-1])
+    begun = f"{name} starts with {first} {thing}."
+    return f"{begun} {'. '.join(steps)}. {doubt.format(checked)} So {name} has {value} {thing}."
 
 
 def problems(seed: int, count: int) -> list[dict]:
