@@ -11,6 +11,7 @@ one can paste it; finished ones are never repeated. Writes real.json, real.md an
 """
 
 import argparse
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -187,14 +188,18 @@ def measured(
 
 
 def read_numbers(folder: Path, rows: list[str], seeds: list[int]) -> Numbers:
-    """What is there of the rows; a seed with a row that is missing is left out for all."""
-    paths = {seed: {row: numbers_path(folder, row, seed) for row in ("base", *rows)}
-             for seed in seeds}
-    whole = [seed for seed, row in paths.items() if all(p.exists() for p in row.values())]
-    if not whole:
-        raise ValueError(f"--out_dir: {str(folder)!r}: no seed is finished; allowed: run it first")
-    return {row: [json.loads(paths[s][row].read_text()) | {"seed": s} for s in whole]
-            for row in ("base", *rows)}
+    """What is there of each row, whatever was cut off. Raises ValueError if base is missing."""
+    numbers = {}
+    for row in ("base", *rows):
+        paths = {seed: numbers_path(folder, row, seed) for seed in seeds}
+        found = [json.loads(path.read_text()) | {"seed": seed}
+                 for seed, path in paths.items() if path.exists()]
+        if found:
+            numbers[row] = found
+    if "base" not in numbers:
+        words = "has no base that was measured; allowed: run it first"
+        raise ValueError(f"--out_dir: {str(folder)!r} {words}")
+    return numbers
 
 
 # What came out ------------------------------------------------------------------------------------
@@ -224,15 +229,17 @@ def verdict(effect: dict) -> str:
 
 
 def judged(numbers: Numbers) -> list[tuple[Finding, dict, str]]:
-    """The findings whose rows were run, their effect over seeds, and the verdict."""
-    found, seeds = [], range(len(numbers["base"]))
+    """The findings whose rows are there, their effect over the seeds of these, and the verdict."""
+    found = []
     for finding in FINDINGS:
-        try:
-            effects = [finding.effect({row: x[i] for row, x in numbers.items()}) for i in seeds]
-        except KeyError:  # a row that was not asked for
-            continue
-        effect = mean_and_interval(effects)
-        found.append((finding, effect, verdict(effect)))
+        effects = []
+        for base in numbers["base"]:
+            rows = {row: x for row, of in numbers.items() for x in of if x["seed"] == base["seed"]}
+            with contextlib.suppress(KeyError):  # a row that this seed lacks
+                effects.append(finding.effect(rows))
+        if effects:
+            effect = mean_and_interval(effects)
+            found.append((finding, effect, verdict(effect)))
     return found
 
 
@@ -246,26 +253,25 @@ def by_prefix(numbers: Numbers, row: str) -> dict[str, list[dict]]:
 
 def page(numbers: Numbers) -> str:
     """real.md: the table, the findings, the teacher by position."""
-    seeds = ", ".join(str(x["seed"]) for x in numbers["base"])
     lines = ["# The toy's findings on real weights", "",
              "SmolLM2-135M after a warm start (`base`), then 30 steps of each method; problems in",
-             f"words, greedy, seeds {seeds}; means with 95 % intervals. `python -m lab.real`.", "",
-             f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+             "words, greedy; means over seeds with 95 % intervals. `python -m lab.real`.", "",
+             f"| | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row, found in numbers.items():
         found = found[:1] if row == "base" else found
         cells = [shown(mean_and_interval([f(x) for x in found]), 1 if name == "tokens" else 2)
                  for name, f in COLUMNS.items()]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
     lines += ["", "fresh, train: accuracy on problems never trained on, and on training problems.",
               "doubt: share of completions with `wait`, `hmm` or `let me check`. cut: share that",
               "reached the limit. KL(student || teacher) per token, in nats: the teacher is the",
               "row's own model with the solution in view, or the base with it.", "",
               "![accuracy, doubt, and the teacher by position](real.png)", "",
               "## What holds", "",
-              "| finding in the toy | predicted | found | effect |", "|---|---|---|---|"]
+              "| finding in the toy | predicted | found | effect | seeds |", "|---" * 5 + "|"]
     for finding, effect, found in judged(numbers):
         lines.append(f"| {finding.sentence} | {finding.predicted}: {finding.why} "
-                     f"| **{found}** | {shown(effect)} |")
+                     f"| **{found}** | {shown(effect)} | {effect['n']} |")
     lines += ["", "## Right after a prefix of the student's", "",
               "The base goes on from the first tokens of completions of fresh problems, which each",
               "row's student has written:", "",

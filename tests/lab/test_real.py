@@ -142,7 +142,7 @@ def numbers(seed: int, fresh: float, doubt: float) -> dict:
 
 def test_a_verdict_needs_an_interval_that_leaves_out_zero(tmp_path, capsys):
     """Catches a mean taken for a verdict, a reversed sign, and a seed that lacks a row."""
-    table = {"base": (0.5, 0.6), "sdpo": (0.3, 0.6), "grpo": (0.6, 0.1)}
+    table = {"base": (0.5, 0.6), "sdpo": (0.3, 0.57), "grpo": (0.6, 0.1)}
     folder = tmp_path / "out" / "measures"
     folder.mkdir(parents=True)
     for row, (fresh, doubt) in table.items():
@@ -155,11 +155,14 @@ def test_a_verdict_needs_an_interval_that_leaves_out_zero(tmp_path, capsys):
              "--out_dir", str(tmp_path / "out"), "--measured_only"]
     real.main(asked)
     found = json.loads((tmp_path / "out" / "real.json").read_text())
-    assert [x["seed"] for x in found["base"]] == [0, 1]  # the last seed has no grpo
+    assert [x["seed"] for x in found["grpo"]] == [0, 1]  # the last was cut off
     verdicts = {f.sentence: v for f, _, v in real.judged(found)}
+    counts = {f.sentence: effect["n"] for f, effect, _ in real.judged(found)}
+    assert counts["It costs accuracy on fresh problems."] == 3  # it needs no grpo
+    assert counts["GRPO keeps more doubt than sdpo."] == 2
     assert verdicts["It costs accuracy on fresh problems."] == "holds"
     assert verdicts["Self-distillation (sdpo) takes the words of doubt away."] == "cannot tell"
     assert verdicts["GRPO keeps more doubt than sdpo."] == "opposite"
     assert not any("sft" in sentence for sentence in verdicts)  # it was not run
-    assert "| sdpo | 0.30 [" in capsys.readouterr().out
+    assert "| sdpo | 3 | 0.31 [" in capsys.readouterr().out
     assert (tmp_path / "out" / "real.png").stat().st_size > 10_000
