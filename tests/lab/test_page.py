@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import browser
 import pytest
 import torch
-from conftest import plain_log_probs
+from tiny import plain_log_probs
 
 import minisd
 import toy_tasks

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_gpt
+from tiny import build_gpt
 from torch import Tensor
 
 import minisd
