@@ -36,6 +36,7 @@ def text(x: dict[str, Any], width: int = 100, colour: bool = False) -> str:
 def head(x: dict) -> str:
     asked, c = x["settings"]["preflight"], x["settings"]["checkpoint"]
     who = f"checkpoint {c['init']}" if c["init"] else "the toy"
+    warm = x["settings"]["method"]["warm_start_steps"]
     pool = f"{asked['train_problems']} problems" if asked["train_problems"] else (
         f"all of {c['data']}" if c["init"] else "endless problems")
     return "\n".join([
@@ -44,7 +45,8 @@ def head(x: dict) -> str:
         f"{asked['steps']} steps of {asked['batch_size']} completions, {pool}, seed "
         f"{asked['seed']}",
         f"Nothing has been trained. {asked['problems']} problems were looked at in "
-        f"{sum(x['seconds'].values()):.0f} s."])
+        f"{sum(x['seconds'].values()):.0f} s."
+        + f" A warm start of {warm} steps is asked for and not made here." * (warm > 0)])
 
 
 def broken(x: dict) -> int:
