@@ -209,7 +209,7 @@ class Setting:
 def settings() -> dict[str, Setting]:
     return {
         "v2": Setting("v2", World(), "", 512, 64),
-        "arena": Setting("arena", ArenaWorld.made(), "4", 768, 72),
+        "arena": Setting("arena", ArenaWorld.made(), "5", 960, 80),
     }
 
 

@@ -62,6 +62,8 @@ minisd.TOKEN_WEIGHTS.update(WEIGHTS)
 # NOTE: the gate looks at what has happened until the step; the copy is made after it.
 minisd.TEACHERS["gated"] = lambda m, step: float(m.is_open and step % m.teacher_every == 0)
 
+# NOTE: a mean per completion would divide a weight per completion out again.
+BY_TOKEN = OPSD | {"reduction": "token_mean"}
 MIXED_JS = {"reward_weight": 0.5, "divergence": "jensen_shannon"}
 FIXES = {
     "srpo": Fix("R", "right: GRPO; wrong: JSD weighted by e^-H_T", Recipe(
@@ -70,10 +72,10 @@ FIXES = {
     "sc_sdpo": Fix("R", "w = sqrt(p(1-p)) of the pass rate", Recipe(
         "2605.27765", **minisd.EMA, token_weights="learnable_root"), "sdpo"),
     "ssopd": Fix("R", "w = 4p(1-p), a right sibling teaches wrong rollouts", Recipe(
-        "2605.17497", **OPSD, context="sibling", token_weights="learnable_wrong"), "sibling_wrong",
+        "2605.17497", **BY_TOKEN, context="sibling", token_weights="learnable_wrong"), "sibling_wrong",
         "any right sibling and all wrong ones, not the shortest and the longest"),
     "paced": Fix("R", "w = p(1-p) of the pass rate", Recipe(
-        "2603.11178", **OPSD, token_weights="learnable"), "opsd", "alpha = beta = 1 are ours"),
+        "2603.11178", **BY_TOKEN, token_weights="learnable"), "opsd_token_mean", "alpha = beta = 1 are ours"),
     "correct_only": Fix("R", "KL(q || p) on right rollouts", Recipe(
         "2605.06188", **OPSD, token_weights="correct_only"), "wrong_only"),
     "cgtr": Fix("S", "teacher = student if reward rose and few are cut", Recipe(
@@ -86,7 +88,9 @@ FIXES = {
     "srpo_unrouted": Fix("R", "GRPO + JSD weighted by e^-H_T on all rollouts", Recipe(
         "control", **MIXED_JS, **minisd.EMA, token_weights="sure"), is_control=True),
     "sibling_wrong": Fix("R", "a right sibling teaches wrong rollouts", Recipe(
-        "control", **OPSD, context="sibling", token_weights="wrong_only"), is_control=True),
+        "control", **BY_TOKEN, context="sibling", token_weights="wrong_only"), is_control=True),
+    "opsd_token_mean": Fix("-", "KL(q || p), mean over all tokens", Recipe(
+        "control", **BY_TOKEN), is_control=True),
     "wrong_only": Fix("R", "KL(q || p) on wrong rollouts", Recipe(
         "control", **OPSD, token_weights="wrong_only"), "opsd", is_control=True),
     "snapshot": Fix("S", "teacher = student every 10 steps", Recipe(
