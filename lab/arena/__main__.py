@@ -2,7 +2,7 @@
 
 python -m lab.arena                                # all rows, two worlds, eight universes
 python -m lab.arena sdpo rlsd rlcsd grpo --seeds 3 # these rows and their controls, three universes
-python -m lab.arena --quick                        # ten rows, two universes, world v2
+python -m lab.arena --quick                        # ten rows, two universes, world v2: minutes
 
 Finished runs are never repeated. Learning rates are chosen first, on a seed of their own. Then all
 rows run in a universe before the next one begins, so that a call that is stopped leaves a table
@@ -32,8 +32,8 @@ from lab.flags import OneLineParser, run_main
 from lab.storage import write_json
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("grpo", "exact_anchor", "opsd", "op2sd", "sdpo", "rlcsd", "rlcsd_shuffled", "antisd",
-         "opsa", "ours")
+QUICK = ("grpo", "exact_anchor", "ours", "rlcsd", "rlcsd_shuffled", "antisd", "opsa", "opsd",
+         "purified", "opsd_js")
 CODE = ("minisd.py", "toy_tasks.py", "lab/base.py", "lab/evaluation.py", "lab/extra_losses.py",
         "lab/fixes/*.py", "lab/arena/world.py", "lab/arena/run.py")
 TEXTS = {"formula", "differs", "seen", "control", "family", "is_control"}  # no number's cause
@@ -144,7 +144,7 @@ def settings_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", default=[], help="rows (default: all)")
     parser.add_argument("--seeds", type=int, default=len(UNIVERSES), help="universes, 1 to 8")
     parser.add_argument("--world", default="both", help="v2, arena or both (default)")
-    parser.add_argument("--quick", action="store_true", default=False, help="ten rows, in v2")
+    parser.add_argument("--quick", action="store_true", default=False, help="ten rows, two universes, in v2 or --world")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--out_dir", default="out/arena", help="default: out/arena")
     parser.add_argument("--cache_dir", default="out/base", help="where base models are kept")
@@ -161,8 +161,10 @@ def settings_of(argv: list[str]) -> argparse.Namespace:
     if Path(asked.out_dir).is_file():
         raise ValueError(f"--out_dir: {asked.out_dir!r} is a file; allowed: a folder, a new name")
     if asked.quick:
-        asked.rows, asked.seeds, asked.world = asked.rows or list(QUICK), 2, "v2"
-    asked.rows = rows_of(asked.rows)
+        world = "v2" if asked.world == "both" else asked.world
+        asked.seeds, asked.world = min(2, asked.seeds), world
+    quick = asked.quick and not asked.rows
+    asked.rows = [name for name in FIXES if name in QUICK] if quick else rows_of(asked.rows)
     asked.worlds = list(settings()) if asked.world == "both" else [asked.world]
     return asked
 

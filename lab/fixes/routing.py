@@ -72,10 +72,11 @@ FIXES = {
     "sc_sdpo": Fix("R", "w = sqrt(p(1-p)) of the pass rate", Recipe(
         "2605.27765", **minisd.EMA, token_weights="learnable_root"), "sdpo"),
     "ssopd": Fix("R", "w = 4p(1-p), a right sibling teaches wrong rollouts", Recipe(
-        "2605.17497", **BY_TOKEN, context="sibling", token_weights="learnable_wrong"), "sibling_wrong",
-        "any right sibling and all wrong ones, not the shortest and the longest"),
+        "2605.17497", **BY_TOKEN, context="sibling", token_weights="learnable_wrong"),
+        "sibling_wrong", "any right sibling and all wrong ones, not the shortest and the longest"),
     "paced": Fix("R", "w = p(1-p) of the pass rate", Recipe(
-        "2603.11178", **BY_TOKEN, token_weights="learnable"), "opsd_token_mean", "alpha = beta = 1 are ours"),
+        "2603.11178", **BY_TOKEN, token_weights="learnable"), "opsd_token_mean",
+        "alpha = beta = 1 are ours"),
     "correct_only": Fix("R", "KL(q || p) on right rollouts", Recipe(
         "2605.06188", **OPSD, token_weights="correct_only"), "wrong_only"),
     "cgtr": Fix("S", "teacher = student if reward rose and few are cut", Recipe(
