@@ -144,7 +144,8 @@ def settings_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", default=[], help="rows (default: all)")
     parser.add_argument("--seeds", type=int, default=len(UNIVERSES), help="universes, 1 to 8")
     parser.add_argument("--world", default="both", help="v2, arena or both (default)")
-    parser.add_argument("--quick", action="store_true", default=False, help="ten rows, two universes, in v2 or --world")
+    parser.add_argument("--quick", action="store_true", default=False,
+                        help="ten rows, two universes, in v2 or the world given")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--out_dir", default="out/arena", help="default: out/arena")
     parser.add_argument("--cache_dir", default="out/base", help="where base models are kept")
