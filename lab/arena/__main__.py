@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from lab.arena import table
+from lab.arena.forecast import forecast_of, has_forecast
 from lab.arena.gate import gate_of
 from lab.arena.run import RATES, STEPS, TUNING, UNIVERSES, Universe, result_of
 from lab.arena.world import settings
@@ -95,6 +96,17 @@ def tuned(results: dict[float, dict | None]) -> float:
     0.0003
     """
     return max(results, key=lambda rate: (results[rate] or {}).get("train", -1.0))
+
+
+def forecasts(world: str, rows: list[str], folder: Path, cache_dir: str) -> dict[str, float]:
+    """The forecast of each row that has one; kept in a file, made before the first universe."""
+    setting, path = settings()[world], folder / "runs" / f"{world}-forecasts-{code_hash()}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for row in rows:
+        if row not in kept and has_forecast(row, setting.task(0, 0).attempts):
+            kept[row] = forecast_of(setting, row, cache_dir)
+            write_json(path, kept)
+    return {row: kept[row] for row in rows if row in kept}
 
 
 class Progress:
@@ -183,6 +195,7 @@ def main(argv: list[str]) -> None:
     known = sum(job.result() is not None for of in tuning.values() for job in of)
     total = len(asked.worlds) * len(asked.rows) * (len(RATES) + asked.seeds) - known
     progress, gates = Progress(total), {}
+    laws: dict[str, dict[str, float]] = {}
     found: dict[str, list] = {world: [] for world in asked.worlds}  # a list of jobs a universe
 
     for first in range(0, asked.seeds, 2):  # two mirrored universes of every world, and so on
@@ -195,12 +208,14 @@ def main(argv: list[str]) -> None:
             if world not in gates:
                 gates[world] = gate_of(settings()[world], results["grpo"], asked.cache_dir)
                 print(table.gate_lines(gates[world]), flush=True)
+                laws[world] = forecasts(world, asked.rows, folder, asked.cache_dir)
             for universe in UNIVERSES[first : min(first + 2, asked.seeds)]:
                 todo = jobs(world, universe, lambda row: (rates[row],))  # noqa: B023
                 progress.total -= sum(job.result() is not None for job in todo)
                 done(todo, asked.workers, progress)
                 found[world].append((universe, {job.row: job.result() for job in todo}))
-                rows = [table.row_of(w, row, found[w], tuning_of(tuning[w], row), STEPS)
+                rows = [table.row_of(w, row, found[w], tuning_of(tuning[w], row), STEPS,
+                                     laws[w].get(row))
                         for w in asked.worlds if found[w] for row in asked.rows]
                 table.write(folder, rows, list(gates.values()))
     print(f"written: {folder / 'arena.json'}, arena.md, arena.png")

@@ -53,12 +53,11 @@ def draw_world(axes, world: str, rows: list[dict], most: float):
     solid = [i for i, row in enumerate(rows) if not row["is_control"]]
     hollow = [i for i, row in enumerate(rows) if row["is_control"]]
     scale = {"cmap": "viridis", "vmin": 0, "vmax": max(most, 1e-9), "zorder": 3}
-    points = axes.scatter(*zip(*(places[i] for i in solid)), s=55, label="fix",
-                          c=[colours[i] for i in solid], **scale)
-    if hollow:
-        edges = [points.cmap(points.norm(colours[i])) for i in hollow]
-        axes.scatter(*zip(*(places[i] for i in hollow)), s=55, facecolors="white",
-                     edgecolors=edges, linewidths=1.8, zorder=3, label="control")
+    points = axes.scatter([places[i][0] for i in solid], [places[i][1] for i in solid], s=55,
+                          label="fix", c=[colours[i] for i in solid], **scale)
+    edges = [points.cmap(points.norm(colours[i])) for i in hollow]
+    axes.scatter([places[i][0] for i in hollow], [places[i][1] for i in hollow], s=55,
+                 facecolors="white", edgecolors=edges, linewidths=1.8, zorder=3, label="control")
     best = front(places)
     axes.plot(*zip(*(places[i] for i in best)), color="tab:red", lw=1.2, zorder=2, label="front")
     label(axes, [(places[i], rows[i]["method"]) for i in range(len(rows))

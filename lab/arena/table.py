@@ -6,7 +6,7 @@ from lab.arena.pictures import draw
 from lab.arena.predictions import EXPECTED
 from lab.arena.run import RATES, UNIVERSES, Universe
 from lab.fixes import FIXES
-from lab.statistics import mean_and_interval
+from lab.statistics import mean_and_interval, rank_correlation
 from lab.storage import write_atomically, write_json
 
 MEASURES = ("speed", "train", "fresh", "new_operators", "doubt", "checked", "direct", "careful",
@@ -63,8 +63,11 @@ def verdict_of(row: list[dict], control: list[dict] | None, gap: dict | None) ->
     return "adds nothing beyond its control"
 
 
-def row_of(world: str, name: str, found: Found, tuning: dict[float, dict], steps: int) -> dict:
-    """All that arena.json has of a row in a world."""
+def row_of(
+    world: str, name: str, found: Found, tuning: dict[float, dict], steps: int,
+    forecast: float | None = None,
+) -> dict:
+    """All that arena.json has of a row in a world; forecast: of fresh accuracy, before training."""
     fix, ours = FIXES[name], numbers_in(found, name)
     known = fix.control and all(fix.control in results for _, results in found)
     control = numbers_in(found, fix.control) if known else None
@@ -77,6 +80,7 @@ def row_of(world: str, name: str, found: Found, tuning: dict[float, dict], steps
         "family": fix.family, "formula": fix.formula, "source": fix.recipe.source,
         "differs": fix.differs, "seen": fix.seen, "steps": steps,
         "expected": word and word[world == "arena"],
+        "forecast": forecast,
         "rate": rate, "rate_at_edge": rate in (min(RATES), max(RATES)),
         "rates": {f"{r:g}": t.get("train", 0.0) for r, t in tuning.items()},
         "measures": {m: mean_and_interval(v) for m, v in values.items() if v},
@@ -155,7 +159,7 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
         lines += ["```", gate_lines(gate), "```", ""]
     lines += verdict_lines(rows, n)
     lines += ["| row | score | speed | fresh | control | score minus control's | holds | verdict "
-              "| rate | doubt | checked | tokens | KL | ms |", "|---" * 14 + "|"]
+              "| forecast | rate | doubt | checked | tokens | KL | ms |", "|---" * 15 + "|"]
     for row in sorted(rows, key=lambda row: -row["measures"]["score"]["mean"]):
         m, gap = row["measures"], row["difference"]
         name = f"_{row['method']}_" if row["is_control"] else f"**{row['method']}**"
@@ -166,6 +170,7 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
         ms = f"{1000 * m['step_s']['mean']:.0f}" if "step_s" in m else "-"
         cells = [name, short(m["score"]["mean"]), cell(m["speed"]), cell(m["fresh"]),
                  row["control"] or "-", cell(gap and gap["score"]), holds, row["verdict"],
+                 "-" if row["forecast"] is None else short(row["forecast"]),
                  f"{row['rate']:g}{edge}", *means, *more, ms]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *ours_lines(rows, n)]
@@ -181,7 +186,19 @@ def verdict_lines(rows: list[dict], n: int) -> list[str]:
     told = [row for row in rows if row["expected"] and row["difference"]]
     right = sum(row["expected"] == direction(row["difference"]["score"]["mean"]) for row in told)
     said = f"- expected before the runs: right for {right} of {len(told)} rows with a control"
-    return [*sorted(lines), said, ""]
+    return [*sorted(lines), said, *forecast_lines(rows), ""]
+
+
+def forecast_lines(rows: list[dict]) -> list[str]:
+    """Whether the transplant law ranks the rows that have a teacher's target alone."""
+    pairs = [(row["forecast"], row["measures"]["fresh"]["mean"]) for row in rows
+             if row["forecast"] is not None]
+    if len(pairs) < 3:
+        return []
+    error = sum(abs(a - b) for a, b in pairs) / len(pairs)
+    rank = rank_correlation(*map(list, zip(*pairs)))
+    return [f"- forecast of fresh accuracy before training (`lab/arena/forecast.py`), {len(pairs)} "
+            f"rows: rank correlation {short(rank)}, mean error {short(error)}"]
 
 
 def direction(gap: float) -> str:
@@ -212,7 +229,9 @@ steps, each beside the control that shares everything but its idea (`python -m l
 - **holds**: universes in which the score is above the control's by more than .02. _Italics_:
   controls, no fixes.
 - **rate**: the best of 1e-4, 3e-4 and 1e-3 on training problems, on a seed of its own; `*` at the
-  edge of the grid. **doubt**: `wait` per fresh completion. **checked**: share of glances that
-  `wait` follows. **KL**: from the initial model, nats per token. **ms**: a step, on one core.
+  edge of the grid. **forecast**: of fresh accuracy, by the transplant law, before training; of
+  rows with a teacher's target and no reward. **doubt**: `wait` per fresh completion.
+  **checked**: share of glances that `wait` follows. **KL**: from the initial model, nats per
+  token. **ms**: a step, on one core.
 - Base models are of two seeds, so intervals are over settings and samples more than over models.
 """
