@@ -12,6 +12,7 @@ from lab.storage import write_atomically, write_json
 MEASURES = ("speed", "train", "fresh", "new_operators", "doubt", "checked", "direct", "careful",
             "tokens", "kl", "sampled_tokens", "step_s")
 MARGIN = 0.02  # of the harmonic mean: less than this is noise
+WIDE = 0.05  # an interval that reaches beyond it does not show that nothing is added
 CEILING = 0.92  # of both, from which on nothing is ranked
 ENOUGH = 3  # universes, below which no verdict is given
 ANCHORS = ("grpo", "exact_anchor", "rlcsd", "antisd", "purified")  # for `ours` to beat
@@ -58,7 +59,7 @@ def verdict_of(row: list[dict], control: list[dict] | None, gap: dict | None) ->
         return "better than its control"
     if score["high"] < 0 and score["mean"] < -MARGIN:
         return "worse than its control"
-    if score["low"] <= 0 <= score["high"] and max(-score["low"], score["high"]) > 5 * MARGIN:
+    if score["low"] <= 0 <= score["high"] and max(-score["low"], score["high"]) > WIDE:
         return "unclear: the interval is wide"
     return "adds nothing beyond its control"
 
@@ -171,7 +172,7 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
         cells = [name, short(m["score"]["mean"]), cell(m["speed"]), cell(m["fresh"]),
                  row["control"] or "-", cell(gap and gap["score"]), holds, row["verdict"],
                  "-" if row["forecast"] is None else short(row["forecast"]),
-                 f"{row['rate']:g}{edge}", *means, *more, ms]
+                 f"{row['rate']:.0e}{edge}".replace("e-0", "e-"), *means, *more, ms]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *ours_lines(rows, n)]
 
