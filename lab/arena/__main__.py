@@ -14,6 +14,7 @@ import ast
 import functools
 import hashlib
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -78,8 +79,8 @@ class Job:
 
     def run(self) -> dict:
         torch.set_num_threads(1)
-        found = result_of(
-            settings()[self.world], self.row, self.universe, self.rate, self.cache_dir)
+        universe = TUNING if self.universe == TUNING else self.universe  # another process's copy
+        found = result_of(settings()[self.world], self.row, universe, self.rate, self.cache_dir)
         write_json(self.path, found)
         return found
 
@@ -132,7 +133,8 @@ def done(jobs: list[Job], workers: int, progress: Progress) -> None:
         for job in left:
             progress.tell(job, job.run())
         return
-    with ProcessPoolExecutor(workers) as pool:
+    # Not a fork: PyTorch has its threads already.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(job.run): job for job in left}
         for future in waiting:
             progress.tell(waiting[future], future.result())
@@ -215,9 +217,9 @@ def main(argv: list[str]) -> None:
                 done(todo, asked.workers, progress)
                 found[world].append((universe, {job.row: job.result() for job in todo}))
                 rows = [table.row_of(w, row, found[w], tuning_of(tuning[w], row), STEPS,
-                                     laws[w].get(row))
+                                     laws[w].get(row)) | {"code": code_hash()}
                         for w in asked.worlds if found[w] for row in asked.rows]
-                table.write(folder, rows, list(gates.values()))
+                table.write(folder, *table.merged(folder, rows, list(gates.values())))
     print(f"written: {folder / 'arena.json'}, arena.md, arena.png")
 
 

@@ -1,5 +1,6 @@
 """What the runs say: rows with intervals, arena.json, arena.md and one picture."""
 
+import json
 from pathlib import Path
 
 from lab.arena.pictures import draw
@@ -94,6 +95,30 @@ def row_of(
     return row
 
 
+def merged(folder: Path, rows: list[dict], gates: list[dict]) -> tuple[list[dict], list[dict]]:
+    """These rows and gates, and those of earlier calls with the same code that are not among them.
+
+    Raises ValueError if the file has no rows.
+    """
+    kept: list[list[dict]] = []
+    files = ("arena", rows, ("world", "method")), ("arena-gate", gates, ("world",))
+    for name, new, keys in files:
+        path = folder / f"{name}.json"
+        try:
+            old = json.loads(path.read_text()) if path.exists() else []
+            known = {tuple(row[key] for key in keys) for row in new}
+            others = [row for row in old if tuple(row[key] for key in keys) not in known]
+            if name == "arena":
+                others = [row for row in others if row["code"] == rows[0]["code"]]
+        except (ValueError, KeyError, TypeError):
+            words = f"--out_dir: {str(path)!r} holds no arena; allowed: another folder"
+            raise ValueError(words) from None
+        kept.append(others + new)
+    order = {name: i for i, name in enumerate(FIXES)}
+    kept[0].sort(key=lambda row: (row["world"] == "arena", order.get(row["method"], -1)))
+    return kept[0], kept[1]
+
+
 def write(folder: Path, rows: list[dict], gates: list[dict]) -> None:
     """arena.json, arena.md, arena-gate.json and arena.png."""
     write_json(folder / "arena.json", rows)
@@ -154,8 +179,13 @@ def markdown(rows: list[dict], gates: list[dict]) -> str:
 
 
 def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
-    n = len(rows[0]["universes"])
-    lines = [f"## World {world}: {n} of {len(UNIVERSES)} universes, {len(rows)} rows", ""]
+    done = [len(row["universes"]) for row in rows]
+    n = max(done)
+    count = f"{n}" if min(done) == n else f"{min(done)} to {n}"
+    lines = [f"## World {world}: {count} of {len(UNIVERSES)} universes, "
+             f"{len(rows)} of {len(FIXES)} rows", ""]
+    if lacking := [name for name in FIXES if name not in {row["method"] for row in rows}]:
+        lines += [f"Not run yet ({len(lacking)}): {', '.join(lacking)}.", ""]
     if gate:
         lines += ["```", gate_lines(gate), "```", ""]
     lines += verdict_lines(rows, n)
@@ -164,7 +194,7 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
     for row in sorted(rows, key=lambda row: -row["measures"]["score"]["mean"]):
         m, gap = row["measures"], row["difference"]
         name = f"_{row['method']}_" if row["is_control"] else f"**{row['method']}**"
-        holds = f"{gap['holds']} of {n}" if gap else "-"
+        holds = f"{gap['holds']} of {len(row['universes'])}" if gap else "-"
         edge = "*" * row["rate_at_edge"]
         means = [short(m[k]["mean"]) if k in m else "-" for k in ("doubt", "checked")]
         more = [f"{m[k]['mean']:.{d}f}" if k in m else "-" for k, d in (("tokens", 0), ("kl", 2))]

@@ -184,6 +184,9 @@ def test_a_stopped_call_goes_on_universe_by_universe(tmp_path, monkeypatch, caps
     rows = json.loads((tmp_path / "arena.json").read_text())
     assert [row["method"] for row in rows] == ["grpo", "opsa"]
     assert [len(row["universes"]) for row in rows] == [3, 3]
+    arena.main(["dr_grpo", *words[1:]])  # another call keeps the rows of this one
+    rows = json.loads((tmp_path / "arena.json").read_text())
+    assert [row["method"] for row in rows] == ["grpo", "dr_grpo", "opsa"]
     assert (tmp_path / "arena.png").exists()
     assert "3 of 8 universes" in (tmp_path / "arena.md").read_text()
 
