@@ -217,7 +217,8 @@ def verdict_lines(rows: list[dict], n: int) -> list[str]:
     told = [row for row in rows if row["expected"] and row["difference"]]
     right = sum(row["expected"] == direction(row["difference"]["score"]["mean"]) for row in told)
     said = f"- expected before the runs: right for {right} of {len(told)} rows with a control"
-    return [*sorted(lines), said, *forecast_lines(rows), ""]
+    enough = n >= ENOUGH  # fewer say nothing about a prediction
+    return [*sorted(lines), *([said] if enough else []), *forecast_lines(rows), ""]
 
 
 def forecast_lines(rows: list[dict]) -> list[str]:
