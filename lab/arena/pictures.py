@@ -6,6 +6,7 @@ from lab.report import save_figure
 
 NAMED = ("grpo", "opsd", "sdpo", "rlcsd", "antisd", "purified", "ours", "exact_anchor", "opsa",
          "opsd_clip", "op2sd", "half_and_half", "contrast", "correct_only")
+FEW = 16  # rows, all of which are named
 TITLES = {"v2": "World v2: the hint says nothing about the digits of a chain",
           "arena": "World arena: the hint tells which digit was fatal"}
 
@@ -61,7 +62,7 @@ def draw_world(axes, world: str, rows: list[dict], most: float):
     best = front(places)
     axes.plot(*zip(*(places[i] for i in best)), color="tab:red", lw=1.2, zorder=2, label="front")
     label(axes, [(places[i], rows[i]["method"]) for i in range(len(rows))
-                 if i in best or rows[i]["method"] in NAMED])
+                 if i in best or rows[i]["method"] in NAMED or len(rows) <= FEW])
     low_x, low_y = (min(p[k] for p in places) for k in (0, 1))
     axes.set_xlim(max(0.0, low_x - 0.05), max(p[0] for p in places) + 0.14)
     axes.set_ylim(max(0.0, low_y - 0.06), max(p[1] for p in places) + 0.1)
