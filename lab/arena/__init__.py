@@ -1,0 +1,1 @@
+"""The arena: every published fix side by side, with the controls that papers omit."""

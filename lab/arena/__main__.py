@@ -1,0 +1,231 @@
+"""Which fix of self-distillation should one use? All of them side by side, with their controls.
+
+python -m lab.arena                                # all rows, two worlds, eight universes
+python -m lab.arena sdpo rlsd rlcsd grpo --seeds 3 # these rows and their controls, three universes
+python -m lab.arena --quick                        # ten rows, two universes, world v2: minutes
+
+Finished runs are never repeated. Learning rates are chosen first, on a seed of their own. Then all
+rows run in a universe before the next one begins, so that a call that is stopped leaves a table
+with as many universes for every row. Writes arena.json, arena.md and arena.png to --out_dir.
+"""
+
+import argparse
+import ast
+import functools
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lab.arena import table
+from lab.arena.forecast import forecast_of, has_forecast
+from lab.arena.gate import gate_of
+from lab.arena.run import RATES, STEPS, TUNING, UNIVERSES, Universe, result_of
+from lab.arena.world import settings
+from lab.claims.text import time_text
+from lab.fixes import FIXES
+from lab.flags import OneLineParser, run_main
+from lab.storage import write_json
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("grpo", "exact_anchor", "ours", "rlcsd", "rlcsd_shuffled", "antisd", "opsa", "opsd",
+         "purified", "opsd_js")
+CODE = ("minisd.py", "toy_tasks.py", "lab/base.py", "lab/evaluation.py", "lab/extra_losses.py",
+        "lab/fixes/*.py", "lab/arena/world.py", "lab/arena/run.py")
+TEXTS = {"formula", "differs", "seen", "control", "family", "is_control"}  # no number's cause
+
+
+@functools.cache
+def code_hash() -> str:
+    """A hash of the code that makes the numbers, without comments, docstrings and rows' texts."""
+    paths = sorted(path for pattern in CODE for path in ROOT.glob(pattern))
+    parts = [torch.__version__]
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Fix":
+                node.args = [a for a in node.args if isinstance(a, ast.Call)]  # its recipe
+                node.keywords = [k for k in node.keywords if k.arg not in TEXTS]
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and (
+                ast.get_docstring(node)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        parts.append(ast.unparse(tree))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, and the file that its result is kept in."""
+
+    world: str
+    row: str
+    universe: Universe
+    rate: float
+    path: Path
+    cache_dir: str
+
+    def result(self) -> dict | None:
+        try:
+            return json.loads(self.path.read_text()) if self.path.exists() else None
+        except ValueError:
+            return None  # half a file: it is run again
+
+    def run(self) -> dict:
+        torch.set_num_threads(1)
+        universe = TUNING if self.universe == TUNING else self.universe  # another process's copy
+        found = result_of(settings()[self.world], self.row, universe, self.rate, self.cache_dir)
+        write_json(self.path, found)
+        return found
+
+
+def job_of(world: str, row: str, universe: Universe, rate: float, folder: Path, cache: str) -> Job:
+    name = f"{world}-{row}-{universe.number}-{rate:g}-{code_hash()}.json"
+    return Job(world, row, universe, rate, folder / "runs" / name, cache)
+
+
+def tuned(results: dict[float, dict | None]) -> float:
+    """The rate after which training problems are right most often; of equal ones the lowest.
+
+    >>> tuned({1e-4: {"train": 0.5}, 3e-4: {"train": 0.7}, 1e-3: {"failed": "nan"}})
+    0.0003
+    """
+    return max(results, key=lambda rate: (results[rate] or {}).get("train", -1.0))
+
+
+def forecasts(world: str, rows: list[str], folder: Path, cache_dir: str) -> dict[str, float]:
+    """The forecast of each row that has one; kept in a file, made before the first universe."""
+    setting, path = settings()[world], folder / "runs" / f"{world}-forecasts-{code_hash()}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for row in rows:
+        if row not in kept and has_forecast(row, setting.task(0, 0).attempts):
+            kept[row] = forecast_of(setting, row, cache_dir)
+            write_json(path, kept)
+    return {row: kept[row] for row in rows if row in kept}
+
+
+class Progress:
+    """A line for each finished run, with the time that is left at the pace so far."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.begun = total, 0, time.perf_counter()
+
+    def tell(self, job: Job, found: dict) -> None:
+        self.done += 1
+        left = (time.perf_counter() - self.begun) / self.done * (self.total - self.done)
+        where = "rates" if job.universe is TUNING else f"universe {job.universe.number}"
+        said = found.get("failed") or ", ".join(
+            f"{name} {found[name]:.2f}" for name in ("speed", "train", "fresh") if name in found)
+        print(f"[{self.done}/{self.total}] {job.world} {where}: {job.row} at {job.rate:g}: {said}; "
+              f"{time_text(left)} left", flush=True)
+
+
+def done(jobs: list[Job], workers: int, progress: Progress) -> None:
+    """Does what is not done, `workers` at a time."""
+    left = [job for job in jobs if job.result() is None]
+    if workers == 1 or len(left) < 2:
+        for job in left:
+            progress.tell(job, job.run())
+        return
+    # Not a fork: PyTorch has its threads already.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(job.run): job for job in left}
+        for future in waiting:
+            progress.tell(waiting[future], future.result())
+
+
+def rows_of(names: list[str]) -> list[str]:
+    """The rows asked for, each behind its control and the control of that, in table order."""
+    wanted = set(names or FIXES)
+    for name in list(wanted):
+        while name := FIXES[name].control:
+            if name in wanted:
+                break
+            wanted.add(name)
+    return [name for name in FIXES if name in wanted | {"grpo"}]
+
+
+def settings_of(argv: list[str]) -> argparse.Namespace:
+    """The settings of this command. Raises ValueError."""
+    parser = OneLineParser(prog="python -m lab.arena", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", default=[], help="rows (default: all)")
+    parser.add_argument("--seeds", type=int, default=len(UNIVERSES), help="universes, 1 to 8")
+    parser.add_argument("--world", default="both", help="v2, arena or both (default)")
+    parser.add_argument("--quick", action="store_true", default=False,
+                        help="ten rows, two universes, in v2 or the world given")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out_dir", default="out/arena", help="default: out/arena")
+    parser.add_argument("--cache_dir", default="out/base", help="where base models are kept")
+    asked = parser.parse_args(argv)
+    for name in asked.rows:
+        if name not in FIXES:
+            raise ValueError(f"row: {name!r}; allowed: {', '.join(FIXES)}")
+    if not 1 <= asked.seeds <= len(UNIVERSES):
+        raise ValueError(f"--seeds: {asked.seeds}; allowed: 1 to {len(UNIVERSES)}")
+    if not 1 <= asked.workers <= 1000:
+        raise ValueError(f"--workers: {asked.workers}; allowed: 1 to 1000")
+    if asked.world not in (*settings(), "both"):
+        raise ValueError(f"--world: {asked.world!r}; allowed: {', '.join(settings())}, both")
+    if Path(asked.out_dir).is_file():
+        raise ValueError(f"--out_dir: {asked.out_dir!r} is a file; allowed: a folder, a new name")
+    if asked.quick:
+        world = "v2" if asked.world == "both" else asked.world
+        asked.seeds, asked.world = min(2, asked.seeds), world
+    quick = asked.quick and not asked.rows
+    asked.rows = [name for name in FIXES if name in QUICK] if quick else rows_of(asked.rows)
+    asked.worlds = list(settings()) if asked.world == "both" else [asked.world]
+    return asked
+
+
+def main(argv: list[str]) -> None:
+    asked = settings_of(argv)
+    folder = Path(asked.out_dir)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+
+    def jobs(world: str, universe: Universe, rate_of: Callable[[str], tuple]) -> list[Job]:
+        return [job_of(world, row, universe, rate, folder, asked.cache_dir)
+                for row in asked.rows for rate in rate_of(row)]
+
+    tuning = {world: jobs(world, TUNING, lambda row: RATES) for world in asked.worlds}
+    known = sum(job.result() is not None for of in tuning.values() for job in of)
+    total = len(asked.worlds) * len(asked.rows) * (len(RATES) + asked.seeds) - known
+    progress, gates = Progress(total), {}
+    laws: dict[str, dict[str, float]] = {}
+    found: dict[str, list] = {world: [] for world in asked.worlds}  # a list of jobs a universe
+
+    for first in range(0, asked.seeds, 2):  # two mirrored universes of every world, and so on
+        for world in asked.worlds:
+            done(tuning[world], asked.workers, progress)
+            results = {row: {} for row in asked.rows}
+            for job in tuning[world]:
+                results[job.row][job.rate] = job.result()
+            rates = {row: tuned(of) for row, of in results.items()}
+            if world not in gates:
+                gates[world] = gate_of(settings()[world], results["grpo"], asked.cache_dir)
+                print(table.gate_lines(gates[world]), flush=True)
+                laws[world] = forecasts(world, asked.rows, folder, asked.cache_dir)
+            for universe in UNIVERSES[first : min(first + 2, asked.seeds)]:
+                todo = jobs(world, universe, lambda row: (rates[row],))  # noqa: B023
+                progress.total -= sum(job.result() is not None for job in todo)
+                done(todo, asked.workers, progress)
+                found[world].append((universe, {job.row: job.result() for job in todo}))
+                rows = [table.row_of(w, row, found[w], tuning_of(tuning[w], row), STEPS,
+                                     laws[w].get(row)) | {"code": code_hash()}
+                        for w in asked.worlds if found[w] for row in asked.rows]
+                table.write(folder, *table.merged(folder, rows, list(gates.values())))
+    print(f"written: {folder / 'arena.json'}, arena.md, arena.png")
+
+
+def tuning_of(jobs: list[Job], row: str) -> dict[float, dict]:
+    return {job.rate: job.result() for job in jobs if job.row == row}
+
+
+if __name__ == "__main__":
+    run_main("python -m lab.arena", main)
