@@ -287,7 +287,8 @@ def draw(path: Path, numbers: Numbers) -> None:
     """real.png: accuracy and doubt by row, a dot for each seed; the teacher by position."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure.suptitle("A published model, before and after each method; a dot for each seed")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
     for axes, columns in ((left, ("fresh", "train")), (middle, ("doubt",))):
         width = 0.8 / len(columns)
