@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import build_gpt
 
 import toy_tasks
 from lab import base
@@ -17,7 +18,6 @@ from lab.arena.gate import gate_of
 from lab.arena.run import RATES, TUNING, UNIVERSES, measured, train
 from lab.fixes import FIXES
 from lab.measures.steps import first_wrong_step
-from tests.conftest import build_gpt
 from toy_tasks import Example, Problem, World
 
 PROBLEM = Problem.parse("3*7+4-8")
