@@ -95,6 +95,18 @@ def imported_once():
 
 
 @pytest.fixture
+def small_runs(monkeypatch) -> None:
+    """Runs of train_gpt.py, started ones as well, have small models and draw no picture.
+
+    A picture takes longer than the run.
+    """
+    from lab import base, report
+
+    monkeypatch.setattr(base, "SIZES", {"base": {"n_layers": 1}, "larger": {"n_layers": 2}})
+    monkeypatch.setattr(report, "draw_curves", lambda path, *_: path.write_text("a picture"))
+
+
+@pytest.fixture
 def make_gpt() -> Callable:
     """Builds a tiny GPT; its head is large, so that its distributions are far from uniform."""
     from tiny import build_gpt

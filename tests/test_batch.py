@@ -423,8 +423,12 @@ METHOD_CASES = {
 }
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("name", METHOD_CASES)
+# Every method, and every reduction of one with both parts of the loss.
+WITH_REDUCTION = {*zip(METHOD_CASES, itertools.cycle(REDUCTIONS))}
+WITH_REDUCTION |= {("sdpo_grpo", reduction) for reduction in REDUCTIONS}
+
+
+@pytest.mark.parametrize("name, reduction", sorted(WITH_REDUCTION))
 def test_micro_batches_give_the_gradient_of_the_whole_batch(name, reduction):
     """Means over the micro-batch, and advantages of a group that is cut in two."""
     method = settings_of(name, **METHOD_CASES[name], reduction=reduction)

@@ -37,18 +37,9 @@ QUICK = EASY | {"steps": 2, "batch_size": 8, "group_size": 4, "max_new_tokens": 
                 "pretrain_steps": 2, "eval_problems": 6, "eval_every": 2}
 
 
-SIZES = dict(base.SIZES)  # those of the program
-SMALL = {"base": {"n_layers": 1}, "larger": {"n_layers": 2}}
+SIZES = base.SIZES  # those of the program, which the whole command has
 
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    """Models of a layer less, no pictures: they take longer than a tiny run.
-
-    The run of the whole command has the sizes of the program and a real picture.
-    """
-    monkeypatch.setattr(report, "draw_curves", lambda path, *_: path.touch())
-    monkeypatch.setattr(base, "SIZES", SMALL)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 def words(**settings) -> list[str]:

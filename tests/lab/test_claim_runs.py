@@ -244,7 +244,9 @@ def test_names_are_listed_and_results_of_another_version_are_refused(tmp_path, c
         command.read_rows(tmp_path)
 
 
-def test_a_claim_from_the_command_to_the_picture(tmp_path, cache_dir, monkeypatch, capsys):
+def test_a_claim_from_the_command_to_the_picture(
+    tmp_path, cache_dir, small_runs, monkeypatch, capsys
+):
     """Catches a broken command, table or picture, and a finished run that is made again."""
     tiny = (
         "--steps 1 --batch_size 4 --group_size 2 --eval_problems 4 --max_new_tokens 6 "

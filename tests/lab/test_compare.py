@@ -90,7 +90,7 @@ def test_an_interrupt_reaches_the_runs_once_and_they_may_save(tmp_path):
 # Comparisons --------------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_kept_gone_on_with_and_refused(tmp_path, monkeypatch, capsys):
+def test_a_comparison_is_kept_gone_on_with_and_refused(tmp_path, small_runs, monkeypatch, capsys):
     """Catches results that are made anew or mixed, a stopped run that stops the whole table."""
     monkeypatch.chdir(tmp_path)
     asked = ["base", "sdpo", "--seeds", "1", "--seed", "3", "--workers", "1", *TINY.split()]
