@@ -5,7 +5,6 @@
 All was read in the source of TRL; `python -m lab.bridge trl --check` computes whether it is true.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -41,13 +40,7 @@ class Scale:
     out_dir: str = ""  # where script and data go; empty: out/trl-<method>
 
     def __post_init__(self):
-        least = {"train_problems": 0, "save_every": 0, "seed": 0}
-        for field in dataclasses.fields(self):
-            value, low = getattr(self, field.name), least.get(field.name, 1)
-            if field.type is int:
-                self.require(low <= value < 2**31, field.name, f"{low} to {2**31 - 1}")
-            if field.type is float:
-                self.require(flags.TINY <= value < 2**31, field.name, "above 0, 1e-12 to 2^31 - 1")
+        flags.check_numbers(self, {"train_problems": 0, "save_every": 0, "seed": 0})
 
     require = Method.require
 

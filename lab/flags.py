@@ -112,16 +112,20 @@ def settings_of(kind: type, flags: dict[str, Any], row: dict[str, Any] | None = 
     return kind(**values)
 
 
-def check_numbers(settings: Any, may_be_0: set[str]) -> None:
-    """Raises ValueError, naming the flag, for a number that is negative, absurd, or 0 unallowed."""
+def check_numbers(settings: Any, lowest: dict[str, int]) -> None:
+    """Raises ValueError, naming the flag, for a number that is absurd, or below its lowest: 1.
+
+    A float that has 0 there may be 0; others are above it.
+    """
     for field in dataclasses.fields(settings):
-        value, least = getattr(settings, field.name), int(field.name not in may_be_0)
+        value, low = getattr(settings, field.name), lowest.get(field.name, 1)
         if field.type is int:
-            settings.require(least <= value < 2**31, field.name, f"{least} to {2**31 - 1}")
+            most = 1024 if field.name == "threads" else 2**31 - 1
+            Method.require(settings, low <= value <= most, field.name, f"{low} to {most}")
         if field.type is float:
-            fits = TINY <= value < 2**31 or value == 0 == least
-            below = "above 0" if least else "0, or"
-            settings.require(fits, field.name, f"{below}, {TINY} to 2^31 - 1".replace("or,", "or"))
+            fits = TINY <= value < 2**31 or value == 0 == low
+            words = f"{'above 0,' if low else '0, or'} {TINY} to 2^31 - 1"
+            Method.require(settings, fits, field.name, words)
 
 
 def check_loss(method: Method, vocabulary: int) -> None:

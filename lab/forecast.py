@@ -367,11 +367,7 @@ class Forecast:
     cache_dir: str = "out/base"  # where base models are kept
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, low = getattr(self, field.name), LEAST.get(field.name, 1)
-            high = 1024 if field.name == "threads" else 2**31 - 1
-            if field.type is int and not low <= value <= high:
-                raise ValueError(f"--{field.name}: {value}; allowed: {low} to {high}")
+        flags.check_numbers(self, LEAST)
         if Path(self.out_dir).is_file():
             raise ValueError(f"--out_dir: {self.out_dir!r} is a file; allowed: a folder, a new one")
 

@@ -50,13 +50,7 @@ class Preflight:
     cache_dir: str = "out/base"  # where base models are kept
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, low = getattr(self, field.name), LEAST.get(field.name, 1)
-            high = 1024 if field.name == "threads" else 2**31 - 1
-            if field.type is int and not low <= value <= high:
-                raise ValueError(f"--{field.name}: {value}; allowed: {low} to {high}")
-        if not flags.TINY <= self.temperature < 2**31:
-            raise ValueError(f"--temperature: {self.temperature}; allowed: above 0")
+        flags.check_numbers(self, LEAST)
         if self.batch_size % self.group_size:
             allowed = f"a divisor of batch_size {self.batch_size}"
             raise ValueError(f"--group_size: {self.group_size}; allowed: {allowed}")
