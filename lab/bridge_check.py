@@ -32,8 +32,8 @@ from lab.bridge_script import VERSION
 from lab.text_tasks import TextExample, TextTask
 from minisd import GPT, Batch, Completions, Row, Sizes, Teacher
 
-# In float32 the log_softmax of PyTorch on a CPU is off by 8e-6 nats at 49,152 tokens. SFTTrainer and
-# GRPOTrainer, which have one of their own, are not; hence these limits.
+# In float32 the log_softmax of PyTorch on a CPU is off by 8e-6 nats at 49,152 tokens. SFTTrainer
+# and GRPOTrainer, which have one of their own, are not; hence these limits.
 LOSS_LIMIT = 1e-5  # of the difference, nats; of larger losses, this share
 GRADIENT_LIMIT = 3e-4  # of the norm of the difference, in norms of the gradient
 MOST_TOKENS = 24  # of a completion
