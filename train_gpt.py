@@ -79,14 +79,10 @@ class Settings:
     def __post_init__(self):
         run, method, groups = self.run, self.method, self.run.batch_size / self.run.group_size
         flags.check_loss(method, 10**6 if self.checkpoint.init else len(VOCABULARY))
-        run.require(groups % 1 == 0, "group_size", f"a divisor of batch_size {run.batch_size}")
+        adapted = self.has_external and method.external_teacher == "adapted"
+        flags.check_groups(run, method, rewarded=method.reward_weight > 0 or adapted)
         whole = (method.student_frac * groups) % 1 == 0
         method.require(whole, "student_frac", f"a multiple of 1/{groups:g}, the share of a group")
-        adapted = self.has_external and method.external_teacher == "adapted"
-        if method.reward_weight > 0 or adapted:
-            run.require(run.group_size >= 2, "group_size", "2 or more with rewards")
-        if method.reward_weight < 1 and method.credit not in ("token", "imitation"):
-            run.require(run.temperature == 1, "temperature", f"1 with --credit {method.credit}")
         if not self.checkpoint.init:
             flags.check_context(self.toy, set(method.contexts), method.reward_weight < 1)
         elif self.toy != Toy():

@@ -58,14 +58,10 @@ class Settings:
     checkpoint: hf.Checkpoint
 
     def __post_init__(self):
-        run, m, groups = self.run, self.method, self.run.batch_size / self.run.group_size
+        run, m = self.run, self.method
         self.checkpoint.require(bool(self.checkpoint.init), "init", "a checkpoint, with --data")
         flags.check_loss(m, 10**6)
-        run.require(groups % 1 == 0, "group_size", f"a divisor of batch_size {run.batch_size}")
-        if m.reward_weight > 0:
-            run.require(run.group_size >= 2, "group_size", "2 or more with rewards")
-        if m.reward_weight < 1 and m.credit not in ("token", "imitation"):
-            run.require(run.temperature == 1, "temperature", f"1 with --credit {m.credit}")
+        flags.check_groups(run, m, rewarded=m.reward_weight > 0)
         if self.external:
             known = m.external_teacher not in (*EXTERNAL_BASES, "adapted")
             m.require(known, "external_teacher", "a checkpoint, with TRL")

@@ -128,6 +128,19 @@ def check_numbers(settings: Any, lowest: dict[str, int]) -> None:
             Method.require(settings, fits, field.name, words)
 
 
+def check_groups(run: Any, method: Method, rewarded: bool) -> None:
+    """Raises ValueError, naming the flag, for groups that cannot be what the method needs.
+
+    rewarded: whether completions of a problem are compared by their rewards.
+    """
+    whole, unbiased = run.batch_size % run.group_size == 0, ("token", "imitation")
+    run.require(whole, "group_size", f"a divisor of batch_size {run.batch_size}")
+    if rewarded:
+        run.require(run.group_size >= 2, "group_size", "2 or more with rewards")
+    if method.reward_weight < 1 and method.credit not in unbiased:
+        run.require(run.temperature == 1, "temperature", f"1 with --credit {method.credit}")
+
+
 def check_loss(method: Method, vocabulary: int) -> None:
     """Raises ValueError, naming the flag, for numbers with which a method could not be trained."""
     method.require(method.learning_rate > 0, "learning_rate", "above 0")

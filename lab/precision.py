@@ -157,13 +157,15 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"--learning_rate: {given.learning_rate}; allowed: above 0, below 1")
     if not 0 <= given.threads <= 1024:
         raise ValueError(f"--threads: {given.threads}; allowed: 0 to 1024")
+    folder = Path(given.out_dir)
+    if folder.is_file():
+        raise ValueError(f"--out_dir: {given.out_dir!r} is a file; allowed: a folder, a new name")
     device = prepare_device(given.device, given.threads, False)
     student, tokenizer = hf.load(given.init, device=device)
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     task = TextTask(read_jsonl(given.data), tokenizer, end_ids=hf.end_ids(student, tokenizer))
     sizes = Sizes(given.rows, 1, given.max_new_tokens, micro_batch=8, chunk_tokens=1024)
     result = compared(task, student, sizes, "bfloat16", given.learning_rate)
-    folder = Path(given.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "precision.json", result)
     print(table(result, "bfloat16"))
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import random
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,22 +83,7 @@ def parse(arguments: list[str], prog: str, description: str) -> Settings:
         flags.check_context(toy, set(method.contexts), method.reward_weight < 1)
     elif toy != Toy():
         raise ValueError("--init: with flags of the toy; allowed: without them")
-    if checkpoint.init and "dtype" not in given:
-        dtype = faster_dtype(storage.pick_device(asked.device))
-        checkpoint = dataclasses.replace(checkpoint, dtype=dtype)
     return asked, method, toy, checkpoint
-
-
-def faster_dtype(device: torch.device) -> str:
-    """What multiplies matrices faster here: some processors only emulate bfloat16."""
-    spent = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 512, dtype=dtype, device=device)
-        (x @ x).sum().item()
-        start = time.perf_counter()
-        sum((x @ x).sum().item() for _ in range(5))
-        spent[dtype] = time.perf_counter() - start
-    return "bfloat16" if 1.3 * spent[torch.bfloat16] < spent[torch.float32] else "float32"
 
 
 # 2. What is looked at -----------------------------------------------------------------------------

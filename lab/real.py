@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lab import hf
 from lab.flags import OneLineParser, run_main
-from lab.real_measures import PREFIX_FRACS
+from lab.measures.prefixes import PREFIX_FRACS
 from lab.report import save_figure
 from lab.runs import Flags, Start, in_parallel, joined, own_and_passed, paste_ready
 from lab.statistics import mean_and_interval

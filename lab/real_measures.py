@@ -17,6 +17,7 @@ from torch import Tensor
 import minisd
 from lab import hf
 from lab.flags import OneLineParser, run_main
+from lab.measures.prefixes import PREFIX_FRACS
 from lab.storage import write_json
 from lab.text_tasks import TextExample, TextTask, read_jsonl
 from minisd import GPT, METHODS, Batch, Completions, Prompts, Sizes
@@ -24,7 +25,6 @@ from minisd import GPT, METHODS, Batch, Completions, Prompts, Sizes
 # Whoever writes one of these is not sure: the one list of this comparison. The ten words that
 # papers count stand in lab/text_tasks.py, and are counted in every run.
 DOUBT = ("wait", "hmm", "let me check")
-PREFIX_FRACS = (0.0, 0.25, 0.5, 0.75)  # of the tokens of a completion
 PREFIX_PROBLEMS = 24  # fresh problems whose completions are gone on with
 KL_ROWS = 8  # completions scored at a time
 

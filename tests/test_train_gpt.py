@@ -257,6 +257,20 @@ def test_sampling_follows_the_seed_and_nothing_else(cache_dir):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_evaluations_have_a_temperature_of_their_own(cache_dir):
+    """Catches evaluations at the temperature of training, or always at 1."""
+    arguments = words(**QUICK, cache_dir=cache_dir, eval_temperature=0)
+    settings, _ = train_gpt.parse(arguments)
+    task, student, *_ = train_gpt.initial(settings, CPU)
+    found = train_gpt.evaluated(settings, task, minisd.Teacher(settings.method, student))["fresh"]
+    prompts = minisd.Prompts.of([task.prompt_ids(e) for e in found.examples], task.pad_id)
+    greedy = minisd.sample(
+        [(1.0, student, prompts)], max_new_tokens=settings.run.max_new_tokens, temperature=0,
+        end_ids=task.end_ids, pad_id=task.pad_id)
+    texts = [task.decode(ids[mask].tolist()) for ids, mask in zip(greedy.ids, greedy.mask)]
+    assert found.texts == texts
+
+
 def test_flags_go_before_the_row_and_the_row_before_the_defaults():
     """Catches a row that beats a flag, and defaults of checkpoints that beat either."""
     settings, _ = train_gpt.parse([])

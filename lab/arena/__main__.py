@@ -10,9 +10,6 @@ with as many universes for every row. Writes arena.json, arena.md and arena.png 
 """
 
 import argparse
-import ast
-import functools
-import hashlib
 import json
 import multiprocessing
 import time
@@ -28,36 +25,16 @@ from lab.arena.forecast import forecast_of, has_forecast
 from lab.arena.gate import gate_of
 from lab.arena.run import RATES, STEPS, TUNING, UNIVERSES, Universe, result_of
 from lab.arena.world import settings
+from lab.claims.runs import code_hash
 from lab.claims.text import time_text
 from lab.fixes import FIXES
 from lab.flags import OneLineParser, run_main
 from lab.storage import write_json
 
-ROOT = Path(__file__).parents[2]
 QUICK = ("grpo", "exact_anchor", "ours", "rlcsd", "rlcsd_shuffled", "antisd", "opsa", "opsd",
          "purified", "opsd_js")
 CODE = ("minisd.py", "toy_tasks.py", "lab/base.py", "lab/evaluation.py", "lab/extra_losses.py",
         "lab/fixes/*.py", "lab/arena/world.py", "lab/arena/run.py")
-TEXTS = {"formula", "differs", "seen", "control", "family", "is_control"}  # no number's cause
-
-
-@functools.cache
-def code_hash() -> str:
-    """A hash of the code that makes the numbers, without comments, docstrings and rows' texts."""
-    paths = sorted(path for pattern in CODE for path in ROOT.glob(pattern))
-    parts = [torch.__version__]
-    for path in paths:
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Fix":
-                node.args = [a for a in node.args if isinstance(a, ast.Call)]  # its recipe
-                node.keywords = [k for k in node.keywords if k.arg not in TEXTS]
-            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and (
-                ast.get_docstring(node)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-        parts.append(ast.unparse(tree))
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -86,7 +63,7 @@ class Job:
 
 
 def job_of(world: str, row: str, universe: Universe, rate: float, folder: Path, cache: str) -> Job:
-    name = f"{world}-{row}-{universe.number}-{rate:g}-{code_hash()}.json"
+    name = f"{world}-{row}-{universe.number}-{rate:g}-{code_hash(CODE)}.json"
     return Job(world, row, universe, rate, folder / "runs" / name, cache)
 
 
@@ -101,7 +78,7 @@ def tuned(results: dict[float, dict | None]) -> float:
 
 def forecasts(world: str, rows: list[str], folder: Path, cache_dir: str) -> dict[str, float]:
     """The forecast of each row that has one; kept in a file, made before the first universe."""
-    setting, path = settings()[world], folder / "runs" / f"{world}-forecasts-{code_hash()}.json"
+    setting, path = settings()[world], folder / "runs" / f"{world}-forecasts-{code_hash(CODE)}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     for row in rows:
         if row not in kept and has_forecast(row, setting.task(0, 0).attempts):
@@ -217,7 +194,7 @@ def main(argv: list[str]) -> None:
                 done(todo, asked.workers, progress)
                 found[world].append((universe, {job.row: job.result() for job in todo}))
                 rows = [table.row_of(w, row, found[w], tuning_of(tuning[w], row), STEPS,
-                                     laws[w].get(row)) | {"code": code_hash()}
+                                     laws[w].get(row)) | {"code": code_hash(CODE)}
                         for w in asked.worlds if found[w] for row in asked.rows]
                 table.write(folder, *table.merged(folder, rows, list(gates.values())))
     print(f"written: {folder / 'arena.json'}, arena.md, arena.png")

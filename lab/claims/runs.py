@@ -114,13 +114,13 @@ def folder_name(name: str, flags: Flags) -> str:
 
 # What the numbers of a run depend on; comments and layout do not count.
 CODE = ("minisd.py", "toy_tasks.py", "train_gpt.py", "lab/base.py", "lab/evaluation.py",
-        "lab/extra_losses.py", "lab/fixes.py", "lab/measures/*.py")
+        "lab/extra_losses.py", "lab/measures/*.py")
 
 
 @functools.cache
-def code_hash() -> str:
+def code_hash(patterns: tuple[str, ...] = CODE) -> str:
     """A hash of the code that trains and measures, and of the version of PyTorch."""
-    paths = sorted(path for pattern in CODE for path in ROOT.glob(pattern))
+    paths = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
     code = [ast.unparse(ast.parse(path.read_text())) for path in paths]
     return hashlib.sha256(json.dumps([torch.__version__, *code]).encode()).hexdigest()[:16]
 

@@ -53,6 +53,13 @@ def test_a_number_that_cannot_be_is_refused(flag, value, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("supported, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_decides_where_there_is_one(supported, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert hf.fast_dtype() == dtype
+
+
 @pytest.mark.parametrize("can, dtype", [
     ({}, "float32"), ({"avx512_bf16": False}, "float32"), ({"avx512_bf16": True}, "bfloat16"),
     ({"amx_bf16": True}, "bfloat16"),
