@@ -21,7 +21,7 @@ from lab.arena import table
 from lab.arena.forecast import forecast_of, has_forecast
 from lab.arena.gate import gate_of
 from lab.arena.jobs import CODE, Job, job_of
-from lab.arena.run import RATES, STEPS, TUNING, UNIVERSES, Universe
+from lab.arena.run import RATES, STEPS, TUNING, UNIVERSES, Universe, starting_model
 from lab.arena.world import settings
 from lab.claims.runs import code_hash
 from lab.claims.text import time_text
@@ -72,6 +72,8 @@ class Progress:
 def done(jobs: list[Job], workers: int, progress: Progress) -> None:
     """Does what is not done, `workers` at a time."""
     left = [job for job in jobs if job.result() is None]
+    if left:  # made here, so that whoever waits for it is told
+        starting_model(settings()[left[0].world], left[0].universe, left[0].cache_dir)
     if workers == 1 or len(left) < 2:
         for job in left:
             progress.tell(job, job.run())

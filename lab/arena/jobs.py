@@ -4,6 +4,8 @@ They stand in a module of their own because a worker process cannot unpickle wha
 `__main__` of a package.
 """
 
+import contextlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,8 @@ class Job:
     def run(self) -> dict:
         torch.set_num_threads(1)
         universe = TUNING if self.universe == TUNING else self.universe  # another process's copy
-        found = result_of(settings()[self.world], self.row, universe, self.rate, self.cache_dir)
+        with contextlib.redirect_stdout(io.StringIO()):  # what base model it is, every time
+            found = result_of(settings()[self.world], self.row, universe, self.rate, self.cache_dir)
         write_json(self.path, found)
         return found
 

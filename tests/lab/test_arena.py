@@ -13,7 +13,7 @@ from tiny import build_gpt
 import toy_tasks
 from lab import base
 from lab.arena import __main__ as arena
-from lab.arena import forecast, table, world
+from lab.arena import forecast, jobs, table, world
 from lab.arena.gate import gate_of
 from lab.arena.run import RATES, TUNING, UNIVERSES, measured, train
 from lab.fixes import FIXES
@@ -163,7 +163,8 @@ def test_a_stopped_call_goes_on_universe_by_universe(tmp_path, monkeypatch, caps
         calls.append((name, universe.number, rate))
         return fake(0.9, 0.8) if rate == 3e-4 else fake(0.1, 0.1)
 
-    monkeypatch.setattr(arena, "result_of", result)
+    monkeypatch.setattr(jobs, "result_of", result)
+    monkeypatch.setattr(arena, "starting_model", lambda *_: None)
     monkeypatch.setattr(arena, "gate_of", lambda *_: GATE)
     monkeypatch.setattr(arena, "forecast_of", lambda *_: 0.5)
     monkeypatch.setattr(table, "draw", lambda path, rows: path.touch())
@@ -197,6 +198,11 @@ def test_a_row_is_run_with_its_control():
     assert set(arena.rows_of(["cepo"])) == {"cepo", "rlsd", "rlsd_shuffled", "grpo"}
     assert arena.rows_of([]) == list(FIXES)
     assert set(arena.QUICK) <= FIXES.keys() and len(arena.QUICK) == 10
+
+
+def test_workers_find_what_they_are_sent():
+    """Catches a job defined in __main__, which a new process knows nothing of."""
+    assert "__main__" not in arena.Job.__module__
 
 
 @pytest.mark.parametrize("words, said", [
