@@ -18,7 +18,7 @@ and losses are in nats. p is the student, q the teacher.
 References (arXiv): [1] SDPO 2601.20802. [2] OPSD 2601.18734. [3] GRPO 2402.03300. [4] Dr. GRPO
 2503.20783. [5] DAPO 2503.14476. [6] GKD 2306.13649. [7] grouped-query attention 2305.13245.
 [8] rotary positions 2104.09864. [9] SwiGLU 2002.05202. [10] Zhu et al. 2605.11182. [11] Fu et al.
-2603.25562. [12] PPO 1707.06347. [13] joschu.net/blog/kl-approx.html. [14] Li et al. 2604.13016.
+2603.25562. [12] PPO 1707.06347. [13] joschu.net/blog/kl-approx.html.
 """
 
 import copy
@@ -92,7 +92,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         C, D, H, Hkv = config.width, config.head_dim, config.n_heads, config.n_kv_heads
-        self.head_dim, self.grouped = D, Hkv < H
+        self.head_dim = D
         self.q_proj = nn.Linear(C, H * D, bias=config.qkv_bias)
         self.k_proj = nn.Linear(C, Hkv * D, bias=config.qkv_bias)
         self.v_proj = nn.Linear(C, Hkv * D, bias=config.qkv_bias)
@@ -112,9 +112,11 @@ class Attention(nn.Module):
             if T > 1:
                 future = bias.new_full((T, S), torch.finfo(bias.dtype).min).triu(1 + S - T)
                 bias = bias + future  # (B, 1, T, S)
+        if T == 1:  # query heads of one key head become its rows: in bfloat16 5 times faster
+            q = q.reshape(B, k.shape[1], -1, self.head_dim)  # (B, Hkv, H / Hkv, D)
         y = F.scaled_dot_product_attention(
-            q, k, v, bias, is_causal=bias is None, enable_gqa=self.grouped)  # (B, H, T, D)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+            q, k, v, bias, is_causal=bias is None, enable_gqa=q.shape[1] > k.shape[1])  # as q
+        return self.o_proj(y.reshape(B, -1, T, self.head_dim).transpose(1, 2).reshape(B, T, -1))
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions [8]: turns the pairs (i, i + D/2) of (B, H, T, D) by `rope_table` (T, D)."""
@@ -241,9 +243,9 @@ def pick_token(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     cumulative = F.softmax(logits / temperature, dim=-1).cumsum(-1)
-    chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
-    # Without a distribution (nan) the position found is V. The loss of that token will tell.
-    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)
+    target = uniform * (1 - 1e-6) * cumulative[:, -1]  # below the total in float32, too
+    chosen = torch.searchsorted(cumulative, target[:, None], right=True)
+    return chosen[:, 0].clamp(max=logits.shape[-1] - 1)  # nan leads to V; the loss will tell
 
 @torch.no_grad()
 def sample(
@@ -262,7 +264,6 @@ def sample(
     B, device = len(prompts[0].ids), prompts[0].ids.device
     if uniforms is None:
         uniforms = torch.rand(B, max_new_tokens, generator=generator, device=device)
-    uniforms = uniforms * (1 - 1e-6)  # so that u * total is below total in float32
     ids = torch.full((B, max_new_tokens), pad_id, device=device)
     log_probs = torch.zeros(B, max_new_tokens, device=device)
     ends = torch.tensor(end_ids, device=device)
@@ -779,7 +780,6 @@ def step(
             numbers[name] += (x[name].sum() / tokens).item()
     norm = nn.utils.clip_grad_norm_(student.parameters(), grad_clip).item()
     if not math.isfinite(numbers["loss"] + norm):
-        optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(f"loss {numbers['loss']}, gradient norm {norm}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

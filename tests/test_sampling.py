@@ -224,7 +224,7 @@ def test_tokens_are_chosen_by_the_function_that_is_given(make_gpt):
         return logits.topk(2).indices[:, 1]
 
     completions = draw(model, seed=4, temperature=0.7, pick=second_best)
-    uniforms = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(4)) * (1 - 1e-6)
+    uniforms = torch.rand(5, LENGTH, generator=torch.Generator().manual_seed(4))
     assert torch.equal(seen[0][0], uniforms[:, 0]) and {t for _, t in seen} == {0.7}
     for i, (prompt, row) in enumerate(zip(PROMPTS, rows_of(completions))):
         logits = model(torch.tensor([prompt + row]))[0, len(prompt) - 1 : -1].float()
@@ -278,7 +278,7 @@ def test_first_sampled_token_follows_the_model(make_gpt):
 
 def test_forbidden_tokens_are_never_drawn():
     """The two ends of the uniform interval landing on a token of probability 0."""
-    uniforms = torch.tensor([0.0, 0.3, 0.5, 1 - 1e-6])
+    uniforms = torch.tensor([0.0, 0.3, 0.5, 1 - 2**-24])  # the last: the largest of torch.rand
     for low in (-torch.inf, -1e4):
         logits = torch.tensor([low, 1.0, low, 1.0, low])
         tokens = pick_token(logits.expand(4, -1), uniforms, 1.0)
