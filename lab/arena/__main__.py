@@ -3,6 +3,7 @@
 python -m lab.arena                                # all rows, two worlds, eight universes
 python -m lab.arena sdpo rlsd rlcsd grpo --seeds 3 # these rows and their controls, three universes
 python -m lab.arena --quick                        # ten rows, two universes, world v2: minutes
+python -m lab.arena grpo dapo --rate 3e-4 --out_dir out/arena-3e-4      # one rate for all of them
 
 Finished runs are never repeated. Learning rates are chosen first, on a seed of their own. Then all
 rows run in a universe before the next one begins, so that a call that is stopped leaves a table
@@ -105,6 +106,8 @@ def settings_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--world", default="both", help="v2, arena or both (default)")
     parser.add_argument("--quick", action="store_true", default=False,
                         help="ten rows, two universes, in v2 or the world given")
+    parser.add_argument("--rate", type=float, default=0.0,
+                        help="learning rate of all rows, instead of each row's own best")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--out_dir", default="out/arena", help="default: out/arena")
     parser.add_argument("--cache_dir", default="out/base", help="where base models are kept")
@@ -114,6 +117,8 @@ def settings_of(argv: list[str]) -> argparse.Namespace:
             raise ValueError(f"row: {name!r}; allowed: {', '.join(FIXES)}")
     if not 1 <= asked.seeds <= len(UNIVERSES):
         raise ValueError(f"--seeds: {asked.seeds}; allowed: 1 to {len(UNIVERSES)}")
+    if asked.rate not in (0.0, *RATES):
+        raise ValueError(f"--rate: {asked.rate:g}; allowed: {', '.join(f'{r:g}' for r in RATES)}")
     if not 1 <= asked.workers <= 1000:
         raise ValueError(f"--workers: {asked.workers}; allowed: 1 to 1000")
     if asked.world not in (*settings(), "both"):
@@ -151,7 +156,7 @@ def main(argv: list[str]) -> None:
             results = {row: {} for row in asked.rows}
             for job in tuning[world]:
                 results[job.row][job.rate] = job.result()
-            rates = {row: tuned(of) for row, of in results.items()}
+            rates = {row: asked.rate or tuned(of) for row, of in results.items()}
             if world not in gates:
                 gates[world] = gate_of(settings()[world], results["grpo"], asked.cache_dir)
                 print(table.gate_lines(gates[world]), flush=True)

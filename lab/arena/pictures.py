@@ -4,8 +4,9 @@ from pathlib import Path
 
 from lab.report import save_figure
 
-NAMED = ("grpo", "opsd", "sdpo", "rlcsd", "antisd", "purified", "ours", "exact_anchor", "opsa",
-         "opsd_clip", "op2sd", "half_and_half", "contrast", "correct_only")
+NAMED = ("grpo", "opsd", "sdpo", "rlcsd", "purified", "ours", "exact_anchor", "opsa", "op2sd",
+         "bregman_clip")
+FIRST = 4  # rows by score, which are named, too
 FEW = 16  # rows, all of which are named
 TITLES = {"v2": "World v2: the hint says nothing about the digits of a chain",
           "arena": "World arena: the hint tells which digit was fatal"}
@@ -47,7 +48,7 @@ def draw_world(axes, world: str, rows: list[dict], most: float):
     places = [(a["mean"], b["mean"]) for a, b in zip(x, y)]
     for (a, b), mx, my in zip(places, x, y):
         if mx["low"] is not None:
-            look = {"color": "0.8", "lw": 0.8, "zorder": 1}
+            look = {"color": "0.88", "lw": 0.8, "zorder": 1}
             axes.plot([mx["low"], mx["high"]], [b, b], **look)
             axes.plot([a, a], [my["low"], my["high"]], **look)
     colours = [row["measures"].get("doubt", {"mean": 0.0})["mean"] for row in rows]
@@ -60,12 +61,16 @@ def draw_world(axes, world: str, rows: list[dict], most: float):
     axes.scatter([places[i][0] for i in hollow], [places[i][1] for i in hollow], s=55,
                  facecolors="white", edgecolors=edges, linewidths=1.8, zorder=3, label="control")
     best = front(places)
-    axes.plot(*zip(*(places[i] for i in best)), color="tab:red", lw=1.2, zorder=2, label="front")
-    label(axes, [(places[i], rows[i]["method"]) for i in range(len(rows))
-                 if i in best or rows[i]["method"] in NAMED or len(rows) <= FEW])
+    axes.plot(*zip(*(places[i] for i in best)), "-o", color="tab:red", lw=1.2, zorder=2,
+              markersize=13, markerfacecolor="none", label="front: no other beats it on both")
     low_x, low_y = (min(p[k] for p in places) for k in (0, 1))
     axes.set_xlim(max(0.0, low_x - 0.05), max(p[0] for p in places) + 0.14)
     axes.set_ylim(max(0.0, low_y - 0.06), max(p[1] for p in places) + 0.1)
+    scores = sorted((row["measures"]["score"]["mean"] for row in rows), reverse=True)
+    least = scores[min(FIRST, len(rows)) - 1]
+    label(axes, [(places[i], row["method"]) for i, row in enumerate(rows)
+                 if row["measures"]["score"]["mean"] >= least or i in best
+                 or row["method"] in NAMED or len(rows) <= FEW])
     n = len(rows[0]["universes"])
     axes.set_title(f"{TITLES.get(world, world)} ({n} of 8 universes)", fontsize=11)
     axes.set_xlabel("speed: accuracy on training problems, mean over sampled tokens")
@@ -76,15 +81,15 @@ def draw_world(axes, world: str, rows: list[dict], most: float):
 
 
 def label(axes, named: list[tuple[tuple[float, float], str]]) -> None:
-    """Names right of their points, each moved up until it is clear of those near it."""
-    step, width = 0.024, 0.14  # of a name, in the units of the axes
+    """Names right of their points, each moved up or down until it is clear of those near it."""
+    width, height = (b - a for a, b in (axes.get_xlim(), axes.get_ylim()))
     placed: list[tuple[float, float]] = []
     for (x, y), name in sorted(named, key=lambda pair: pair[0][1]):
-        at = y
-        while any(abs(x - a) < width and abs(at - b) < step for a, b in placed):
-            at += step / 4
+        moves = (sign * i * height / 160 for i in range(160) for sign in (1, -1))
+        at = next(y + move for move in moves if not any(
+            abs(x - a) < width / 7 and abs(y + move - b) < height / 36 for a, b in placed))
         placed.append((x, at))
         line = {"arrowstyle": "-", "color": "0.5", "lw": 0.6}
         box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
-        axes.annotate(name, (x, y), (x + 0.014, at), fontsize=8, va="center", bbox=box,
+        axes.annotate(name, (x, y), (x + width / 50, at), fontsize=8, va="center", bbox=box,
                       arrowprops=line, zorder=4)

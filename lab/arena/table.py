@@ -14,6 +14,7 @@ MEASURES = ("speed", "train", "fresh", "new_operators", "doubt", "checked", "dir
             "tokens", "kl", "sampled_tokens", "step_s")
 MARGIN = 0.02  # of the harmonic mean: less than this is noise
 WIDE = 0.05  # an interval that reaches beyond it does not show that nothing is added
+CLOSE = 0.05  # of accuracy on the tuning seed: another rate could as well have been chosen
 CEILING = 0.92  # of both, from which on nothing is ranked
 ENOUGH = 3  # universes, below which no verdict is given
 ANCHORS = ("grpo", "exact_anchor", "rlcsd", "antisd", "purified")  # for `ours` to beat
@@ -165,6 +166,7 @@ def markdown(rows: list[dict], gates: list[dict]) -> str:
     """The table of each world, best first, and what the reader must know to read it."""
     worlds = list(dict.fromkeys(row["world"] for row in rows))
     lines = ["# The arena", "", SAID.strip(), ""]
+    lines += in_short(rows)
     for world in worlds:
         mine = [row for row in rows if row["world"] == world]
         gate = next((g for g in gates if g["world"] == world), None)
@@ -188,6 +190,7 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
         lines += [f"Not run yet ({len(lacking)}): {', '.join(lacking)}.", ""]
     if gate:
         lines += ["```", gate_lines(gate), "```", ""]
+        lines += [] if gate["open"] else [CLOSED.strip(), ""]
     lines += verdict_lines(rows, n)
     lines += ["| row | score | speed | fresh | control | score minus control's | holds | verdict "
               "| forecast | rate | doubt | checked | tokens | KL | ms |", "|---" * 15 + "|"]
@@ -195,7 +198,7 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
         m, gap = row["measures"], row["difference"]
         name = f"_{row['method']}_" if row["is_control"] else f"**{row['method']}**"
         holds = f"{gap['holds']} of {len(row['universes'])}" if gap else "-"
-        edge = "*" * row["rate_at_edge"]
+        edge = "*" * row["rate_at_edge"] + "~" * has_close_rate(row)
         means = [short(m[k]["mean"]) if k in m else "-" for k in ("doubt", "checked")]
         more = [f"{m[k]['mean']:.{d}f}" if k in m else "-" for k, d in (("tokens", 0), ("kl", 2))]
         ms = f"{1000 * m['step_s']['mean']:.0f}" if "step_s" in m else "-"
@@ -205,6 +208,48 @@ def world_lines(world: str, rows: list[dict], gate: dict | None) -> list[str]:
                  f"{row['rate']:.0e}{edge}".replace("e-0", "e-"), *means, *more, ms]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *ours_lines(rows, n)]
+
+
+def has_close_rate(row: dict) -> bool:
+    """Whether another learning rate did nearly as well on the tuning seed."""
+    second, best = sorted(row["rates"].values())[-2:] if len(row["rates"]) > 1 else (0.0, 1.0)
+    return second > best - CLOSE
+
+
+def in_short(rows: list[dict]) -> list[str]:
+    """What the rows say in all worlds together; nothing if a world lacks rows of another."""
+    by: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        by.setdefault(row["method"], {})[row["world"]] = row
+    worlds = list(dict.fromkeys(row["world"] for row in rows))
+    if len(worlds) < 2 or any(len(of) < len(worlds) for of in by.values()):
+        return []
+
+    def scores(name: str) -> list[float]:
+        return [by[name][world]["measures"]["score"]["mean"] for world in worlds]
+
+    def said(name: str) -> str:
+        words = f"_{name}_" if FIXES[name].is_control else f"**{name}**"
+        return f"{words} ({', '.join(map(short, scores(name)))})"
+
+    ranked = sorted(by, key=lambda name: -sum(scores(name)))
+    unrewarded = [name for name in ranked if not FIXES[name].recipe.reward_weight
+                  and not FIXES[name].is_control]
+    fixes = [name for name in by if by[name][worlds[0]]["difference"]
+             and not FIXES[name].is_control]
+    better = [name for name in fixes if all(
+        row["verdict"] == "better than its control" for row in by[name].values())]
+    gains = [name for name in by if not FIXES[name].is_control and "grpo" in by and all(
+        a > b + MARGIN for a, b in zip(scores(name), scores("grpo")))]
+    lines = [
+        f"- Highest mean score over the worlds {', '.join(worlds)}: "
+        f"{', '.join(map(said, ranked[:6]))}. Controls in _italics_.",
+        f"- Better than its control in every world, of {len(fixes)} fixes: "
+        f"{', '.join(map(said, better)) or 'none'}.",
+        f"- Above grpo ({', '.join(map(short, scores('grpo')))}) by more than {short(MARGIN)} in "
+        f"every world: {', '.join(map(said, gains)) or 'none'}." if "grpo" in by else "",
+        f"- Without a policy gradient: {', '.join(map(said, unrewarded[:3])) or 'none'}."]
+    return ["## In short", "", *filter(None, lines), ""]
 
 
 def verdict_lines(rows: list[dict], n: int) -> list[str]:
@@ -251,6 +296,10 @@ def ours_lines(rows: list[dict], n: int) -> list[str]:
     return [*lines, ""]
 
 
+CLOSED = """
+The gate is closed: this world does not tell rows with a reward apart. It does show what a teacher's
+target costs.
+"""
 SAID = """
 Which fix of self-distillation should one use? Published fixes side by side on equal tokens and
 steps, each beside the control that shares everything but its idea (`python -m lab.arena`).
@@ -261,9 +310,9 @@ steps, each beside the control that shares everything but its idea (`python -m l
 - **holds**: universes in which the score is above the control's by more than .02. _Italics_:
   controls, no fixes.
 - **rate**: the best of 1e-4, 3e-4 and 1e-3 on training problems, on a seed of its own; `*` at the
-  edge of the grid. **forecast**: of fresh accuracy, by the transplant law, before training; of
-  rows with a teacher's target and no reward. **doubt**: `wait` per fresh completion.
-  **checked**: share of glances that `wait` follows. **KL**: from the initial model, nats per
-  token. **ms**: a step, on one core.
+  edge of the grid, `~` if another one was within .05 there.
+- **forecast**: of fresh accuracy, by the transplant law, before training; of rows with a teacher's
+  target and no reward. **doubt**: `wait` per fresh completion. **checked**: share of glances that
+  `wait` follows. **KL**: from the initial model, nats per token. **ms**: a step, on one core.
 - Base models are of two seeds, so intervals are over settings and samples more than over models.
 """

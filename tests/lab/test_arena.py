@@ -207,7 +207,8 @@ def test_workers_find_what_they_are_sent():
 
 @pytest.mark.parametrize("words, said", [
     (["nothing"], "row: 'nothing'"), (["--seeds", "9"], "--seeds: 9"),
-    (["--world", "v3"], "--world: 'v3'"), (["--workers", "0"], "--workers: 0")])
+    (["--world", "v3"], "--world: 'v3'"), (["--workers", "0"], "--workers: 0"),
+    (["--rate", "2e-3"], "--rate: 0.002")])
 def test_bad_input_is_one_line(words, said):
     """Catches a slip that starts an hour of runs."""
     with pytest.raises(ValueError, match=said):
@@ -265,3 +266,46 @@ def test_a_run_that_was_not_finite_counts_as_nothing_learnt():
     row = table.row_of("v2", "opsa", found, {}, 1)
     assert row["measures"]["fresh"]["mean"] == pytest.approx(0.3)
     assert table.harmonic(0.0, 0.0) == 0
+
+
+def test_what_holds_in_one_world_alone_is_not_said_of_both():
+    """Catches a winner of the shipped world that is shown as a fix, and worlds with other rows."""
+    gaps = {"v2": [0.2] * 4, "arena": [-0.2] * 4}
+    rows = [table.row_of(w, name, found_of(gaps[w]), {}, 1)
+            for w in gaps for name in ("opsa", "grpo")]
+    dapo = [table.row_of(w, "dapo", [(u, {"dapo": r["opsa"], "grpo": r["grpo"]})
+                                     for u, r in found_of([0.2, 0.21, 0.2, 0.19])], {}, 1)
+            for w in gaps]
+    said = table.in_short(rows + dapo)
+    better = next(line for line in said if line.startswith("- Better"))
+    assert "**dapo** (.70, .70)" in better and "opsa" not in better and "of 1 fixes" in better
+    assert "_opsa_ (.70, .30)" in said[2] and said[2].index("dapo") < said[2].index("opsa")
+    assert table.in_short(rows + dapo[:1]) == table.in_short(rows[:2]) == []
+
+
+@pytest.mark.parametrize("trained, close", [
+    ({1e-4: 0.88, 3e-4: 0.84, 1e-3: 0.5}, True), ({1e-4: 0.88, 3e-4: 0.8, 1e-3: 0.5}, False),
+    ({3e-4: 0.9}, False), ({}, False)])
+def test_a_rate_that_chance_may_have_chosen_is_marked(trained, close):
+    """Catches a lead over a control that is the lead of one learning rate over another."""
+    tuning = {rate: {"train": value} for rate, value in trained.items()}
+    row = table.row_of("v2", "opsa", found_of([0.1] * 3), tuning, 1)
+    assert table.has_close_rate(row) == close
+    assert ("3e-4~" in table.markdown([row], [])) == close
+
+
+def test_one_rate_can_be_asked_of_all_rows(tmp_path, monkeypatch):
+    """Catches an option that is read and not used."""
+    rates = []
+
+    def result(setting, name, universe, rate, cache_dir):
+        rates.append((universe.number, rate))
+        return fake(0.9, 0.8) if rate == 3e-4 else fake(0.1, 0.1)
+
+    monkeypatch.setattr(jobs, "result_of", result)
+    monkeypatch.setattr(arena, "starting_model", lambda *_: None)
+    monkeypatch.setattr(arena, "gate_of", lambda *_: GATE)
+    monkeypatch.setattr(table, "draw", lambda path, rows: path.touch())
+    arena.main(["grpo", "--world", "v2", "--seeds", "2", "--rate", "1e-3",
+                "--out_dir", str(tmp_path)])
+    assert {rate for number, rate in rates if number < 100} == {1e-3}
