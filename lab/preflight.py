@@ -25,6 +25,9 @@ from torch import Tensor
 import minisd
 import toy_tasks
 from lab import base, flags, forecast, hf, lints, preflight_page, storage
+from lab.arena.forecast import has_forecast, transplanted
+from lab.fixes import FIXES
+from lab.fixes.row import Recipe
 from lab.forecast import HINTED, NOW
 from lab.measures.errors import first_wrong_token
 from lab.measures.formulas import binned_means
@@ -236,7 +239,40 @@ def fixes(subject: Subject, hint: Hint) -> list[dict]:
     now = rows[0]["predicted_fresh_accuracy_frac"]
     for row in rows:
         row["difference_frac"] = row["predicted_fresh_accuracy_frac"] - now
+    rows += arena_fixes(subject, hint, count)
     return sorted(rows[1:], key=lambda row: -abs(row["difference_frac"]))
+
+
+def arena_fixes(subject: Subject, hint: Hint, count: int) -> list[dict]:
+    """As `fixes`, of the arena's rows whose target is made of several contexts.
+
+    Each differs from the target asked for on the same random numbers. Nothing is said behind a
+    context made of an attempt, nor of rows with contexts that the task does not know.
+    """
+    rows, attempts = [], subject.task.attempts
+    if hint[0] in attempts:
+        return rows
+    names: dict[Recipe, list[str]] = {}  # by target: rows may differ in weights alone
+    for name, fix in FIXES.items():
+        r = fix.recipe
+        if has_forecast(name, attempts) and len({c for _, _, c in r.terms}) > 1:
+            target = Recipe(target=r.terms, combine=r.combine, strength=r.strength)
+            names.setdefault(target, []).append(name)
+    kind, hinted, bare = hint
+    asked = Recipe(target=((hinted, "frozen", kind), *([(bare, "frozen", "none")] * (bare != 0))))
+    look, seed = subject.look(hint[0], (LAW,)), f"preflight-{subject.asked.seed}"
+    for recipe in (asked, *names):
+        try:
+            rewards = transplanted(subject.task, subject.student, recipe, count, look.sizes,
+                                   look.classes, forecast.LAWS[LAW], seed)
+        except (KeyError, ValueError):  # a context that the task or its data cannot show
+            continue
+        rows.append({"fix": f"the arena's {', '.join(names.get(recipe, ()))}",
+                     "predicted_fresh_accuracy_frac": sum(rewards) / count})
+    now = rows[0]["predicted_fresh_accuracy_frac"]
+    for row in rows:
+        row["difference_frac"] = row["predicted_fresh_accuracy_frac"] - now
+    return rows[1:]
 
 
 # 4. Cost ------------------------------------------------------------------------------------------

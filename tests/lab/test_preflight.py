@@ -22,6 +22,7 @@ from lab import (
     preflight_subject,
     preflight_table,
 )
+from lab.fixes.row import Fix, Recipe
 from lab.flags import run_main
 from lab.lints import LOSS_LINTS, PROMPT_LINTS, Loss, Shown
 from minisd import METHODS, Batch, Completions, Method, Prompts, Row, Sizes
@@ -421,3 +422,35 @@ def test_the_report_says_what_was_not_run_and_what_came_true(tmp_path):
     path.write_text('{"points": [{"context": "solution"}]}')
     with pytest.raises(ValueError, match=r"--out_dir.*other predictions"):
         preflight_table.known_points(path)
+
+
+def test_the_arenas_targets_are_forecast_beside_the_one_asked_for(monkeypatch):
+    """Catches a row of the arena that is read with another context, twice, or unpaired."""
+    told = {("solution",): 0.25, ("none", "solution", "wrong"): 0.75}
+    asked = []
+
+    def transplanted(task, model, recipe, count, sizes, classes, law, seed):
+        kinds = tuple(dict.fromkeys(c for _, _, c in recipe.terms))
+        if kinds not in told:
+            raise KeyError("a context of the arena's task")
+        asked.append((kinds, recipe.combine, recipe.strength, seed))
+        return [told[kinds]] * count
+
+    monkeypatch.setattr(preflight, "transplanted", transplanted)
+    rows = preflight.arena_fixes(subject(METHODS["sdpo"]), ("solution", 1.0, 0.0), 4)
+    assert {(r["difference_frac"], r["fix"]) for r in rows} == {
+        (0.5, "the arena's ogls_sd, contrast")}
+    assert len(asked) == len(set(asked)) == 2 and len({seed for *_, seed in asked}) == 1
+    assert preflight.arena_fixes(subject(METHODS["sdft"]), ("sibling", 1.0, 0.0), 4) == []
+
+
+def test_an_arena_target_that_is_the_asked_one_leaves_the_forecast(monkeypatch):
+    """Catches a forecast whose two terms or whose random numbers are not those of the row."""
+    same = Recipe(target=((0.5, "frozen", "solution"), (0.5, "live", "none")))
+    monkeypatch.setitem(preflight.FIXES, "same", Fix("T", "", same))
+    monkeypatch.setattr(
+        toy_tasks.ToyTask, "reward", lambda self, text, example: float(len(text) % 2))
+    rows = preflight.arena_fixes(subject(METHODS["sdpo"]), ("solution", 0.5, 0.5), 16)
+    mine = next(row for row in rows if row["fix"] == "the arena's same")
+    assert mine["difference_frac"] == 0.0 and 0 < mine["predicted_fresh_accuracy_frac"] < 1
+    assert any(row["difference_frac"] for row in rows)
