@@ -15,7 +15,7 @@ from lab.evaluation import evaluate, seeded
 from lab.fixes import FIXES, CombinedTeacher, Recipe
 from lab.fixes.advantages import READINGS
 from lab.fixes.routing import GATES
-from minisd import GPT, Method, Prompts, Row, Sizes
+from minisd import GPT, Method, Prompts, Row, Sizes, Task
 from toy_tasks import MARKER, TOKEN_ID
 
 STEPS = 32  # of the optimiser, for every row
@@ -60,12 +60,27 @@ def starting_model(setting: Setting, universe: Universe, cache_dir: str) -> GPT:
     return setting.base(universe.base_seed, universe.base, PRETRAIN_STEPS, cache_dir)
 
 
+class Counted:
+    """A task that counts the tokens of all completions, also of groups that are thrown away."""
+
+    def __init__(self, task: Task):
+        self.task, self.tokens = task, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.task, name)
+
+    def decode(self, ids: list[int]) -> str:
+        self.tokens += len(ids)
+        return self.task.decode(ids)
+
+
 def train(
     setting: Setting, name: str, universe: Universe, rate: float, base: GPT, *, steps: int = STEPS
 ) -> tuple[GPT, dict]:
     """The trained student, and what happened: curves over sampled tokens, seconds."""
     recipe: Recipe = replace(FIXES[name].recipe, learning_rate=rate)
     task = setting.task(universe.problems, universe.number)
+    counted = Counted(task)
     student = copy.deepcopy(base)
     teacher = CombinedTeacher(recipe, student)
     optimizer = torch.optim.AdamW(
@@ -83,12 +98,15 @@ def train(
         sizes = replace(sizes, groups=min(MOST_GROUPS, max(2, groups)))
         method = teacher.method = recipe.at(n, steps, is_open)
         written = replace(method, student_context=recipe.sampling_context or "none")
-        batch = minisd.rollout(written, task, student, teacher, rng, generator, sizes)
+        before = counted.tokens
+        batch = minisd.rollout(written, counted, student, teacher, rng, generator, sizes)
+        drawn = counted.tokens - before
         numbers = minisd.step(
             method, student, teacher, optimizer, batch, reference=base, readings=readings)
         mask = batch.completions.mask
-        tokens += int(mask.sum())
-        length = mask.sum(1).float().mean().item()
+        tokens += drawn
+        # Drawn for each completion that is kept, so that all rows draw equally many.
+        length = mask.sum(1).float().mean().item() * (drawn / int(mask.sum()))
         cut = (mask.sum(1) >= setting.max_new_tokens).float().mean().item()
         history.append(
             numbers | {"reward": batch.rewards.mean().item(), "cut_frac": cut, "tokens": tokens})

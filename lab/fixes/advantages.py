@@ -146,7 +146,7 @@ FIXES = {
         "grpo", "", "code"),
     "dapo": Fix("-", "clip .8 to 1.28, equal groups drawn anew", Recipe(
         "2503.14476", reward_weight=1.0, clip_high=0.28, resample=2), "grpo",
-        "tokens of groups that were thrown away are not counted", "code"),
+        "at most 2 rounds of drawing anew; without overlong shaping", "code"),
     "off_context_grpo": Fix("S", "sampled WITH r, ratio p(y|x)/p_old(y|x,r), clipped", Recipe(
         "2607.19313", **PG, target=((1.0, "live", "none"),), sampling_context="solution"),
         "grpo", "clip .2 as in GRPO"),

@@ -140,6 +140,19 @@ def test_the_gate_names_what_is_not_met(tiny):
     assert table.gate_lines(gate).count("NOT MET") == 2 + (gate["contrast_nats"] < 0.1)
 
 
+def test_tokens_of_groups_that_are_thrown_away_count(tiny, monkeypatch):
+    """Catches a row that draws three times as many tokens as the row that it is compared with."""
+    setting, model = replace(tiny[0], step_tokens=96), tiny[1]
+    monkeypatch.setattr("lab.arena.run.POOL_LOOK", 4)
+    monkeypatch.setattr(world.ArenaTask, "reward", lambda self, text, example: 0.0)
+    universe = replace(UNIVERSES[1], problems=4)  # groups of two
+    drawn = {(name, n): train(setting, name, universe, 1e-3, model, steps=n)[1]["tokens"]
+             for name in ("dapo", "dr_grpo") for n in (1, 2)}
+    assert drawn["dapo", 1] > 2.5 * drawn["dr_grpo", 1]  # two rounds anew, all equal
+    second = {name: drawn[name, 2] - drawn[name, 1] for name in ("dapo", "dr_grpo")}
+    assert second["dapo"] < 1.3 * second["dr_grpo"]
+
+
 # The command --------------------------------------------------------------------------------------
 
 
