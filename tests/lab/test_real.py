@@ -170,8 +170,8 @@ def test_a_verdict_needs_an_interval_that_leaves_out_zero(tmp_path, capsys):
 
 def test_a_row_may_be_a_method_with_flags_of_its_own():
     """Catches the arena's fix trained as the method that it mends."""
-    settings, given = real.settings_of(["bregman_clip", "dapo", "--init", "."])
+    settings, given = real.settings_of(["bregman_clip", "dr_grpo", "--init", "."])
     flags = split_flags(real.row_command(settings, given, "bregman_clip", 1))[1]
     assert flags["--method"] == "opsd" and flags["--seed"] == "1"
     assert flags["--divergence"] == "bregman_clipped_forward_kl"
-    assert split_flags(real.row_command(settings, given, "dapo", 0))[1]["--method"] == "dapo"
+    assert split_flags(real.row_command(settings, given, "dr_grpo", 0))[1]["--method"] == "dr_grpo"
