@@ -27,8 +27,8 @@ from lab.statistics import mean_and_interval
 from lab.storage import write_atomically, write_json
 from minisd import METHODS
 
-# The last two: the best fixes of lab/results/arena.md that train_gpt.py can run, by the mean score of
-# both worlds, with a policy gradient and without.
+# The last two: the best fixes of lab/results/arena.md that train_gpt.py can run, by the mean score
+# of both worlds, with a policy gradient and without.
 ROWS = {name: {"--method": name}
         for name in ("sft", "opsd", "sdpo", "grpo", "sdpo_grpo", "dr_grpo")}
 ROWS["bregman_clip"] = {"--method": "opsd", "--divergence": "bregman_clipped_forward_kl"}
