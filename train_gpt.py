@@ -21,7 +21,7 @@ import torch
 
 import lab.extra_losses  # noqa: F401 (importing it adds its rows to the tables of the core)
 import minisd
-from lab import base, distributed, flags, hf, identity, moments, report, storage
+from lab import base, compiled, distributed, flags, hf, identity, moments, report, storage
 from lab.evaluation import Evaluation, evaluate_all, seeded
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Method, Sizes, Task, Teacher
@@ -201,7 +201,8 @@ def spread(settings: Settings, model: GPT, device: torch.device) -> GPT:
     c = settings.checkpoint
     if c.activation_checkpointing:
         distributed.checkpoint_blocks(model)
-    return distributed.spread(model, device, shard=c.shard, dtype=c.dtype)
+    model = distributed.spread(model, device, shard=c.shard, dtype=c.dtype)
+    return compiled.compile_sampling(model) if c.compile else model
 
 def external_teacher(settings: Settings, task: Task, student: GPT, device: torch.device) -> GPT:
     """A base model, the student of another run, or the base model as reward has adapted it."""

@@ -34,6 +34,7 @@ from minisd import METHODS, Method
 AS_LAUNCHED = "accelerate launch decides it"
 ELSEWHERE = {  # settings of train_gpt.py that a script of TRL does not take from here
     "chunk_tokens": "the same gradient; TRL divides the work by itself",
+    "compile": "use_vllm among the settings of the script makes its sampling fast",
     "shard": f"{AS_LAUNCHED}, by --use_fsdp", "device": AS_LAUNCHED, "threads": AS_LAUNCHED,
     "deterministic": "full_determinism among the settings of the script",
     "eval_every": "the script trains alone", "eval_problems": "the script trains alone",

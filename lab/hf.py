@@ -74,6 +74,7 @@ class Checkpoint:
     chunk_tokens: int = 0  # tokens whose logits exist at a time; 0: all, same gradient
     activation_checkpointing: bool = False  # less memory, every block computed twice
     shard: bool = False  # divide weights and optimiser among the processes of torchrun
+    compile: bool = False  # sample by a compiled step, on a GPU one CUDA graph; same distribution
 
     def __post_init__(self):
         pairs = [("init", "data"), ("data", "init")]
@@ -88,6 +89,7 @@ class Checkpoint:
             read_arguments(name, getattr(self, name))
         self.require(is_date(self.template_date), "template_date", "a day such as 2025-01-31")
         self.require(self.dtype in ("float32", "bfloat16"), "dtype", "float32, bfloat16")
+        self.require(not (self.compile and self.shard), "compile", "without --shard")
         for name in ("micro_batch", "chunk_tokens"):
             self.require(0 <= getattr(self, name) < 2**31, name, "0 to 2^31 - 1")
 
