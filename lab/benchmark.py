@@ -34,12 +34,23 @@ import torch
 import torch.nn.functional as F
 
 import minisd
-from lab import base, hf
+from lab import base
 from lab.evaluation import evaluate
 from lab.flags import OneLineParser, run_main
 from lab.memory import peak_mib
+from lab.peers import (
+    DATA,
+    StepSizes,
+    Writing,
+    in_transformers,
+    small_checkpoint,
+    speeds,
+    step_seconds,
+    steps_table,
+)
 from lab.report import save_figure
 from lab.runs import ROOT, in_parallel
+from lab.timing import Stopwatch, alternate, table
 from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Prompts, Sizes, Teacher
 from toy_tasks import Toy, ToyTask, World, draw_document
 
@@ -74,6 +85,7 @@ class Amount:
     toy_batches: tuple[int, ...] = (32, 128, 512)
     shapes: dict = field(default_factory=lambda: SHAPES)
     pretrain_steps: int = Toy.pretrain_steps
+    beside_trl: StepSizes = field(default_factory=StepSizes)
     seeds: int = 5
     run_flags: tuple[str, ...] = ("--steps", "20", "--pretrain_steps", "300")
     memory: dict = field(default_factory=lambda: MEMORY)
@@ -84,26 +96,9 @@ class Amount:
 
 QUICK = Amount(
     repetitions=1, step_repetitions=3, toy_batches=(32,), shapes={}, pretrain_steps=100, seeds=2,
+    beside_trl=StepSizes(16, 8, 8),
     run_flags=("--steps", "4", "--pretrain_steps", "40"), chunked=(128, 151_936, 64),
     growth={what: sizes[:-1] for what, sizes in GROWTH.items()})
-
-
-def alternate(functions: dict, repetitions: int) -> dict:
-    """Median CPU seconds of each function; all run once before, then in turns."""
-    seconds = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(repetitions):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def table(headings: tuple, rows: list[tuple]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def toy(amount: Amount) -> tuple[GPT, ToyTask]:
@@ -126,44 +121,17 @@ def sampling(amount: Amount, folder: Path) -> str:
             todo.append((name, model, prompts, new, None, aim))
     for name, model, prompts, new, end_id, aim in todo:
         shown = Prompts.of(prompts, 0)
-        ours, theirs = against_generate(model, shown, new, end_id, amount.repetitions)
+        writing = Writing(shown, new, end_id)
+        writers = {"ours": writing.by_minisd(model),
+                   "theirs": writing.by_generate(in_transformers(model))}
+        ours, theirs = speeds(writers, amount.repetitions).values()
         stops = f"after {new}" if end_id is None else "at the end token"
-        speeds = f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
-        rows.append((name, len(prompts), stops, *speeds, aim))
-    speeds = ("minisd tokens/s", "transformers tokens/s", "ratio", "aim")
-    return table(("model", "batch", "stops", *speeds), rows) + (
+        cells = f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
+        rows.append((name, len(prompts), stops, *cells, aim))
+    names = ("minisd tokens/s", "transformers tokens/s", "ratio", "aim")
+    return table(("model", "batch", "stops", *names), rows) + (
         "\n\nSame weights, same prompts, temperature 1, key-value cache, float32. `after N`: every "
         "row writes N tokens. `at the end token`: only tokens up to the end token are counted.")
-
-
-def against_generate(model: GPT, prompts: Prompts, new: int, end_id, times: int) -> list[float]:
-    """Tokens per CPU second of minisd and of transformers with the same weights."""
-    theirs, P, stop = in_transformers(model), prompts.ids.shape[1], end_id or -1
-    attention = (torch.arange(P) >= prompts.pad_count[:, None]).long()
-    options = {"max_new_tokens": new, "do_sample": True, "top_k": 0, "top_p": 1.0,
-               "temperature": 1.0, "use_cache": True, "pad_token_id": 0, "eos_token_id": end_id}
-    generator, counts = torch.Generator().manual_seed(0), {"ours": [], "theirs": []}
-
-    def ours() -> None:
-        written = minisd.sample([(1.0, model, prompts)], max_new_tokens=new, end_ids=(stop,),
-                                pad_id=0, generator=generator)
-        counts["ours"].append(int(written.mask.sum()))
-
-    def generate() -> None:
-        ended = theirs.generate(prompts.ids, attention_mask=attention, **options)[:, P:] == stop
-        counts["theirs"].append(int((ended.cumsum(1) - ended.long() == 0).sum()))
-
-    seconds = alternate({"ours": ours, "theirs": generate}, times)
-    return [statistics.median(counts[who][1:]) / seconds[who] for who in seconds]
-
-
-def in_transformers(model: GPT) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    with tempfile.TemporaryDirectory() as folder:
-        hf.save(model, None, path := Path(folder, "model"))
-        with hf.named_errors("transformers"):  # and without its bars
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
 def product_shapes(config: GPTConfig) -> list[tuple[int, int]]:
@@ -189,26 +157,6 @@ def products(config: GPTConfig, tokens: int, backward: bool) -> Callable[[], Non
     return run
 
 
-class Stopwatch:
-    """CPU seconds by name; what a timed function spends in another one counts there alone."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.inner = [0.0]  # of each timed function at work: seconds in others
-
-    def timed(self, name: str, function: Callable) -> Callable:
-        def run(*arguments, **options):
-            start = time.process_time()
-            self.inner.append(0.0)
-            result = function(*arguments, **options)
-            spent = time.process_time() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self.inner.pop()
-            self.inner[-1] += spent
-            return result
-
-        return run
-
-
 PADDED = "tokens and padding"
 PARTS = {  # part of a step: where its function is looked up
     "sample": (minisd, "sample"), "score": (minisd, "score"), "loss": (minisd, "loss_of"),
@@ -219,8 +167,20 @@ PARTS = {  # part of a step: where its function is looked up
 
 
 def step(amount: Amount, folder: Path) -> str:
-    """A step of sdpo and of grpo by part, beside its matrix products alone."""
-    return "\n\n".join(step_of(name, amount) for name in ("sdpo", "grpo"))
+    """A step of sdpo and of grpo by part, beside its matrix products alone; and beside TRL's."""
+    return "\n\n".join([*(step_of(name, amount) for name in ("sdpo", "grpo")), beside_trl(amount)])
+
+
+def beside_trl(amount: Amount) -> str:
+    """A step of sdpo on a small text model, and the same row in TRL."""
+    sizes = amount.beside_trl
+    with tempfile.TemporaryDirectory() as folder:
+        small_checkpoint(init := Path(folder, "model"))
+        seconds = step_seconds(init, DATA, sizes, amount.repetitions)
+    return (
+        f"`sdpo`, {sizes.batch_size} completions of {sizes.max_new_tokens} tokens at most, an "
+        "untrained model of the toy's form that reads problems in words:\n\n"
+        + steps_table(seconds) + "\n\nAim: a tenth of TRL's.")
 
 
 def step_of(name: str, amount: Amount) -> str:

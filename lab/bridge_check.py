@@ -15,6 +15,7 @@ import math
 import random
 import sys
 import tempfile
+import types
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -76,11 +77,17 @@ def uneven_lengths(end_id: int) -> Iterator[None]:
         GenerationMixin.generate = generate
 
 
-def step_of_trl(s: Settings, path: Path, scratch: str, verdict: Verdict) -> Taken:
-    """One step of the script on the CPU, in float32 and without clipping."""
+def imported(path: Path) -> types.ModuleType:
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("script_for_trl", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def step_of_trl(s: Settings, path: Path, scratch: str, verdict: Verdict) -> Taken:
+    """One step of the script on the CPU, in float32 and without clipping."""
+    module = imported(path)
     module.reward = lambda completion_ids, *_, **__: [verdict(ids) for ids in completion_ids]
     module.WRITTEN, module.PART = Path(scratch, "written.jsonl"), SEVERAL
     module.LIMIT = limit = min(s.run.max_new_tokens, MOST_TOKENS)
@@ -129,6 +136,25 @@ def sequences(inputs: dict[str, Tensor]) -> list[list[int]]:
     else:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
     return [row[kept].tolist() for row, kept in zip(ids, mask.bool())]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Meanwhile no bars and warnings of TRL, and nothing that it tells its makers."""
+    import datasets
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TRL and transformers, on names that will change
+            yield
+    finally:
+        logging.enable_progress_bar()
+        datasets.enable_progress_bars()
 
 
 # 2. Here ------------------------------------------------------------------------------------------
@@ -221,23 +247,12 @@ def compare(s: Settings, task: TextTask, path: Path) -> dict[str, float]:
 
 def run(s: Settings, task: TextTask, path: Path) -> None:
     """Prints the comparison; ends with exit code 1 if it is not the same."""
-    import datasets
     import trl
-    from huggingface_hub import constants
-    from transformers.utils import logging
 
     if trl.__version__ != VERSION:
         print(f"NOTE: TRL {trl.__version__} is installed; the source that was read is {VERSION}")
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # of TRL, on every trainer that is made
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TRL and transformers, on names that will change
-        try:
-            x = compare(s, task, path)
-        finally:
-            logging.enable_progress_bar()
-            datasets.enable_progress_bars()
+    with quiet():
+        x = compare(s, task, path)
     limit = LOSS_LIMIT * max(1.0, abs(x["loss"]))
     same = x["loss_difference"] < limit and x["gradient_difference"] < GRADIENT_LIMIT
     print("\n".join([
