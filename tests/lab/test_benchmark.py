@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toy_tasks
 import train_gpt
-from lab import base, benchmark
+from lab import base, benchmark, timing
 from lab.benchmark import SECTIONS, Amount, Stopwatch
 from lab.flags import run_main
 from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes
@@ -58,9 +58,12 @@ def test_sampling_compares_with_transformers_on_the_same_work(untrained, monkeyp
         assert ratio == pytest.approx(ours / theirs, rel=0.01, abs=0.01)
 
 
-def test_the_parts_of_a_step_add_up_to_the_whole(untrained, tmp_path):
+def test_the_parts_of_a_step_add_up_to_the_whole(untrained, monkeypatch, tmp_path):
     """Catches a part that counts twice, and one that is not seen because its name has changed."""
-    sdpo, grpo = benchmark.step(LEAST, tmp_path).split("`grpo`")
+    monkeypatch.setattr(benchmark, "beside_trl", lambda amount: "beside TRL")
+    text = benchmark.step(LEAST, tmp_path)
+    assert text.endswith("\n\nbeside TRL")
+    sdpo, grpo = text.split("`grpo`")
     assert "4 completions" in sdpo and "4 completions" in grpo
     for text in (sdpo, grpo):
         ms = {row[0]: float(row[1]) for row in rows_of(text)}
@@ -71,6 +74,22 @@ def test_the_parts_of_a_step_add_up_to_the_whole(untrained, tmp_path):
         assert sum(ms.values()) == pytest.approx(whole, abs=0.05 * len(ms) + 0.1)
         assert min(ms["sample"], ms["score"], ms["backward"], *limits) > 0
     assert torch.Tensor.backward.__name__ == "backward"  # nothing stays replaced
+
+
+def test_a_step_stands_beside_that_of_trl(monkeypatch):
+    """Catches another batch than the one that is named, and a ratio that is turned round."""
+    asked = []
+
+    def seconds(init, data, sizes, repetitions):
+        asked.append((init.exists(), data.exists(), sizes, repetitions))
+        return {"minisd": 0.05, benchmark.TRL: 0.6}
+
+    monkeypatch.setattr(benchmark, "step_seconds", seconds)
+    text = benchmark.beside_trl(LEAST)
+    assert rows_of(text) == [["minisd", "50", "1.0"],
+                             ["TRL 1.16.0 SDPOTrainer, same batch", "600", "12.0"]]
+    assert asked == [(True, True, LEAST.beside_trl, 1)]
+    assert "128 completions of 32 tokens" in text
 
 
 def test_pretraining_has_its_limit(untrained, tmp_path):
@@ -183,7 +202,7 @@ def test_tokens_and_padding_are_counted_by_hand():
 def test_a_stopwatch_counts_inner_work_once(monkeypatch):
     """Catches seconds of a part that count for the whole around it as well."""
     clock = iter([0.0, 10.0, 13.0, 20.0, 21.0, 30.0])
-    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(clock))
     watch = Stopwatch()
     inner = watch.timed("inner", lambda x: x + 1)
     assert watch.timed("outer", lambda x: inner(inner(x)))(5) == 7
@@ -214,7 +233,7 @@ def test_an_unknown_section_is_one_line(monkeypatch, capsys):
 def test_the_median_is_taken_and_the_first_call_is_not_timed(monkeypatch):
     """Catches a mean, or a first call that pays for what is only made once."""
     clock = iter([0, 1, 0, 9, 0, 2])
-    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(clock))
     calls = []
     assert benchmark.alternate({"a": lambda: calls.append(1)}, 3) == {"a": 2}
     assert len(calls) == 4 and math.prod(calls) == 1
