@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_train_gpt import QUICK, words
 from tiny import build_gpt, move, weights_of
+from torch._inductor import config as inductor_config
 from torch._inductor.cpp_builder import get_cpp_compiler
 
 import minisd
@@ -256,6 +257,7 @@ def has_compiler() -> bool:
 def test_the_real_compiler_writes_the_same(monkeypatch):
     """Code that is generated wrongly, such as a cache that is copied and not written to."""
     monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    monkeypatch.setattr(inductor_config, "compile_threads", 1)  # no processes that stay
     model = build_gpt(width=8, mlp_width=8)
     assert_same(written([(1.0, model)], GROUPS), written([(1.0, as_compiled(model))], GROUPS))
 
