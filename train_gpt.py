@@ -140,7 +140,8 @@ def train(
 
             # 4. What happened goes to the terminal and to metrics.jsonl.
             if logged:
-                row = log.batch(n, batch, numbers, time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                row = log.batch(n, batch, numbers, seconds, task.end_ids)
                 report.warn_of_flat_signals(method, batch, row, log, steps, task)
             if log and (n % run.eval_every == 0 or n == steps):
                 evaluation = evaluated(settings, task, state.teacher)

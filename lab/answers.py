@@ -24,6 +24,9 @@ CHARACTERS = str.maketrans({  # those that NFKC leaves
 })
 SUPERSCRIPTS = re.compile("[\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT THREE}\N{SUPERSCRIPT ONE}"
                           "\N{SUPERSCRIPT ZERO}\N{SUPERSCRIPT FOUR}-\N{SUPERSCRIPT MINUS}]+")
+SMALL_FRACTIONS = re.compile(
+    "[\N{VULGAR FRACTION ONE QUARTER}-\N{VULGAR FRACTION THREE QUARTERS}"
+    "\N{VULGAR FRACTION ONE SEVENTH}-\N{VULGAR FRACTION SEVEN EIGHTHS}]")
 STYLES = (r"text|textbf|textit|textrm|textnormal|texttt|textsf|mbox|hbox|mathrm|mathbf|mathit|"
           r"mathsf|mathtt|mathord|boldsymbol|bm|operatorname|emph|underline|boxed|fbox")
 TIDY = [(re.compile(pattern), new) for pattern, new in (
@@ -33,15 +36,27 @@ TIDY = [(re.compile(pattern), new) for pattern, new in (
     (r"(?<!\\)\\!", ""),
     (r"(?<!\\)\\[,;: >]|(?<!\\)~|\\hspace\*?\{[^{}]*\}|\\phantom\{[^{}]*\}", " "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-    *[(rf"\\(?:{STYLES})\s*\{{([^{{}}]*)\}}", r" \1 ")] * 3,  # inside each other
+    (r"(?<![a-zA-Z])\{([:.;!])\}", r"\1"),
+    (r"\\(?:text|math)?color\s*\{[^{}]*\}", ""),
+    (r"(?<=[a-zA-Z])\$(\^[^$]*)\$", r"\1"),  # \text{cm$^2$}
+    *[(rf"\\(?:{STYLES})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r" \1 ")] * 3,  # inside each other
+    (r"(?<=\d)\s*\{([^\W\d_][^{}]*|\s[^{}]*)\}", r" \1"),
     (r"\\frac\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
     (r"\\frac\s*([0-9a-zA-Z])\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*\{([^{}]*)\}\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
-    (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
+    (r"\\(sqrt|pmod)\s*([0-9a-zA-Z])", r"\\\1{\2}"),
+    (r"\{([^{}]+?)\s*\\choose\s*([^{}]+)\}", r"\\binom{\1}{\2}"),
+    (r"(?<=\.)(\d*)\\(?:bar|dot)\s*\{?(\d+)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?",
+     r"\1\\overline{\2\3\4}"),
+    (r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:st|nd|rd|th)(?![a-zA-Z])\s*\}?", ""),
+    (r"^\s*(\d+)\s+to\s+(\d+)\s*$", r"\1:\2"),
     (r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\degree(?![a-zA-Z])", " degrees "),
+    (r"(?<=\d)\s*\^\s*\{?\s*o(?![a-zA-Z])\s*\}?", " degrees "),
     (r"\\%|%", " % "),
     (r"\\([$#&_])", r"\1"),
     (r"\\(leq|geq|neq)(?![a-zA-Z])", lambda m: "\\" + m[1][:-1]),
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\gt(?![a-zA-Z])", ">"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
@@ -51,7 +66,9 @@ TIDY = [(re.compile(pattern), new) for pattern, new in (
     (r"(?<![a-zA-Z\\])infinity(?![a-zA-Z])", r"\\infty"),
     (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
     (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^"),
+    (r"\\begin\{cases\}([^&]*)\\end\{cases\}", lambda m: m[1].replace(r"\\", ", ")),
     (r"\s+", " "),
+    (r"^\s*\(\s*([+-][\d.,/]+)\s*\)\s*$", r"\1"),
     (r"^\s*\\\{\s*[a-zA-Z]\s*(?:\\mid|\\vert|\||:)(?![a-zA-Z])(.*)\\\}\s*$", r"\1"),
 )]
 LEAD = re.compile(  # what says that an answer follows, and how exact it is
@@ -59,12 +76,14 @@ LEAD = re.compile(  # what says that an answer follows, and how exact it is
     r"approx\.?\s|\\(?:approx|therefore|Rightarrow)(?![a-zA-Z])|[=:])\s*", re.IGNORECASE)
 
 
+def raised(text: str) -> str:
+    """A text with ^{2} for a small 2."""
+    return SUPERSCRIPTS.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
+
+
 def tidy(text: str) -> str:
     """One way to write what is written in several: LaTeX without style, at most LONGEST long."""
-    text = re.sub("[\N{VULGAR FRACTION ONE QUARTER}-\N{VULGAR FRACTION THREE QUARTERS}"
-                  "\N{VULGAR FRACTION ONE SEVENTH}-\N{VULGAR FRACTION SEVEN EIGHTHS}]",
-                  lambda m: " " + m[0], text)
-    text = SUPERSCRIPTS.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
+    text = SMALL_FRACTIONS.sub(lambda m: f" {m[0]}", raised(text))
     text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
     text = re.sub(r"^\s*(?:\\\[|\\\(|\$\$)|(?:\\\]|\\\)|\$\$)\s*$", "", text).strip()
     if len(text) > 2 and text[0] == text[-1] == "$" and text[-2] != "\\":
@@ -129,7 +148,7 @@ sq square; cu cubic; per
 SHORTHAND = {"mph": ["mi", "per", "h"], "kmh": ["km", "per", "h"]}
 # fmt: off
 NO_UNITS = {  # behind a number these make another number of it, or leave it open
-    "and", "or", "to", "than", "not", "no", "more", "less", "least", "most", "plus", "minus",
+    "and", "or", "to", "than", "not", "no", "least", "most", "plus", "minus",
     "over", "under", "above", "below", "half", "quarter", "third", "squared", "cubed", "divided",
     "multiplied", "sin", "cos", "tan", "log", "exp", "mod", "between", "through", "point", "if",
     "when", "for", "but", "with", "either", "except", "remainder",
@@ -191,7 +210,7 @@ def value_of(found: re.Match) -> Fraction | None:
 
 
 UNIT_TOKENS = re.compile(r"[^\W\d_]+(?:[.'-][^\W\d_]+)*\.?|%|/|[" + re.escape("".join(CURRENCIES))
-                         + r"]|\^\s*\{?\s*-?\d\s*\}?|\\cdot|\s+|-")
+                         + r"]|\^\s*\{?\s*-?\d\s*\}?|\\cdot|\s+|-(?=\s*[^\W\d_])")
 
 
 def unit_of(text: str) -> tuple[int, tuple[str, ...]] | None:
@@ -206,7 +225,7 @@ def unit_of(text: str) -> tuple[int, tuple[str, ...]] | None:
             return None
         end = token.end()
         word = re.sub(r"[\s{}]", "", token[0]).casefold().replace(".", "")
-        if word in ("", "\\cdot", "-"):
+        if word in ("", "\\cdot", "-", "of", "the", "a", "an"):
             spaced = True
         elif word.startswith("^") and tokens:
             tokens[-1] += word
@@ -234,7 +253,7 @@ def unit_of(text: str) -> tuple[int, tuple[str, ...]] | None:
         if words and words[-1] in ("sq", "cu"):  # square feet are ft^2
             caret, power = "^", {"sq": "2", "cu": "3"}[words.pop()]
         words += SHORTHAND.get(name, [name + caret + power])
-    return factor, tuple(word for word in words if word != "of")
+    return factor, tuple(words)
 
 
 def same_unit(one: tuple[str, ...], other: tuple[str, ...]) -> bool:

@@ -74,6 +74,39 @@ def warn_of_conflicts(examples: Iterable[Any]) -> None:
     warn(lines)
 
 
+# A calculation with its result, such as 48/2 = $24.
+STEP = re.compile(r"(?<![\d.,$%()])[\d.,$%()]*\d[%)]*"
+                  r"(?:[-+*/x\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}][$(]*[\d.,]+[%)]*)+="
+                  r"\$?\d+(?:[.,]\d+)*")
+# Words in a row, a share of all: of 400 solutions of GSM8K none repeats 25, or .31 of itself.
+FEWEST, MOST, SHARE = 8, 40, 0.4
+
+
+def squeezed(text: str) -> str:
+    """Without spaces and capitals, which tokenizers may change."""
+    return "".join(text.split()).casefold()
+
+
+def part_told(prompt: str, answer: str, told: str) -> str:
+    """Which part of what only the teacher should see stands in a problem, in words; empty: none.
+
+    told: what a context says. Givens that a solution repeats are no part of it.
+    """
+    said = r"(?:\b(?:answer|solution|hint)\b\W{0,3}(?:\bis\b)?|####|\\boxed)\W{0,3}"
+    value = rf"{re.escape(answer)}(?![\w%])(?![.,]\d)"
+    if re.search(said + value, prompt, re.IGNORECASE):
+        return "the answer"
+    here = squeezed(prompt)
+    if any(re.search(rf"(?<![\d.]){re.escape(step)}(?!\d|[.,]\d)", here)
+           for step in STEP.findall(squeezed(told)) if step in here):
+        return "a step"
+    words, given = (re.findall(r"\d+|[^\W\d_]+|[^\w\s]", x.casefold()) for x in (told, prompt))
+    long = min(max(FEWEST, int(SHARE * len(words))), MOST)
+    runs = {tuple(given[i : i + long]) for i in range(len(given) - long + 1)}
+    found = any(tuple(words[i : i + long]) in runs for i in range(len(words) - long + 1))
+    return f"{long} words in a row" if found else ""
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a context shows of the data: fields, and whether they are those of another problem."""

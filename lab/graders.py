@@ -9,6 +9,7 @@ words (it multiplies their letters: eat = tea), times and ratios (it divides), m
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -37,16 +38,21 @@ class Cut(Unfinished):
     __slots__ = ()
 
 
-THOUGHT = re.compile(r"<(/?)(think|thinking|thought|reasoning)>|\[(/?)(THINK)\]", re.IGNORECASE)
+THOUGHTS = {  # what begins and ends what a model writes for itself
+    **{f"<{name}>": f"</{name}>" for name in (
+        "think", "thinking", "thought", "thoughts", "reasoning", "scratchpad", "seed:think")},
+    "[THINK]": "[/THINK]", "<|begin_of_thought|>": "<|end_of_thought|>",
+    "\N{WHITE LEFT-POINTING TRIANGLE}think\N{WHITE RIGHT-POINTING TRIANGLE}":
+    "\N{WHITE LEFT-POINTING TRIANGLE}/think\N{WHITE RIGHT-POINTING TRIANGLE}",
+}
+CLOSED_BY = {begin.casefold(): end for begin, end in THOUGHTS.items()}
+THOUGHT = re.compile("|".join(map(re.escape, (*THOUGHTS, *THOUGHTS.values()))), re.IGNORECASE)
 
 
 def open_thought(text: str) -> str:
     """What would close the thought in which a text ends, such as </think>; empty: in none."""
     marks = THOUGHT.findall(text)
-    slash, angled, other_slash, square = marks[-1] if marks else ("/", "", "", "")
-    if slash or other_slash:
-        return ""
-    return f"</{angled}>" if angled else f"[/{square}]"
+    return CLOSED_BY.get(marks[-1].casefold(), "") if marks else ""
 
 
 def read_completion(tokenizer: Any, ids: list[int], end_ids: list[int], thought_end: str) -> str:
@@ -63,7 +69,8 @@ def read_completion(tokenizer: Any, ids: list[int], end_ids: list[int], thought_
         return Cut(text)
     # The marks of a thought may be special.
     whole = tokenizer.decode(ids[:end], skip_special_tokens=False, **how)
-    return Unfinished(text) if open_thought(thought_end.replace("/", "") + whole) else text
+    begun = next((begin for begin, end in THOUGHTS.items() if end == thought_end), "")
+    return Unfinished(text) if open_thought(begun + whole) else text
 
 
 def final_part(completion: str) -> str | None:
@@ -74,14 +81,17 @@ def final_part(completion: str) -> str | None:
     return completion[marks[-1].end() :] if marks else completion
 
 
-BRACES = re.compile(r"\\f?box(?:ed)?\s*\{|\\\\(?!f?box)|\\[{}]|[{}]")
+# Without braces a box holds a number: \boxed5.
+BRACES = re.compile(r"\\f?box(?:ed)?\s*\{|\\boxed\s*(-?\d[\d.,/]*)|\\\\(?!f?box)|\\[{}]|[{}]")
 
 
 def last_boxed(text: str) -> str | None:
     r"""What stands in the last complete \boxed{...} or \fbox{...} of a text, or None."""
     open_braces, start, end = [], -1, 0  # of each its position; -1: of no box
     for token in BRACES.finditer(text):
-        if token[0] == "{":
+        if token[1]:
+            start, end = token.span(1)
+        elif token[0] == "{":
             open_braces.append(-1)
         elif token[0].endswith("{") and "box" in token[0]:
             open_braces.append(token.end())
@@ -93,10 +103,12 @@ def last_boxed(text: str) -> str | None:
 # 2. The verdict on two answers --------------------------------------------------------------------
 
 DEEPEST = 25  # brackets inside each other; a parser of formulas needs a second for a hundred
-NAME = re.compile(  # of what is asked for: x, x_1, f(x), \theta, AB, P(A), \angle ABC
-    r"\s*(\([a-zA-Z](?:\s*,\s*[a-zA-Z])+\)|(?:\\(?:angle|triangle)\s*)?(?:\\?[a-zA-Z]+)"
-    r"(?:_(?:\w|\{\w+\}))?'*(?:\s*\([\w, ]{1,9}\))?)"
-    r"\s*(?:(?<![<>!\\])=|\\in(?![a-zA-Z]))\s*")
+NAME = re.compile(  # of what is asked for: x, x_1, f(x), \theta, AB, P(A), \angle ABC, (x, y)
+    r"\s*(\(\\?[a-zA-Z]+(?:\s*,\s*\\?[a-zA-Z]+)+\)|[|\[][A-Z]{1,5}[|\]]|"
+    r"\\(?:vec|bar|hat|overline|overrightarrow)\s*\{?\w+\}?|\\(?:lim|int)(?![a-zA-Z])[^=]*|"
+    r"[a-zA-Z]{2,}(?:\s+[a-zA-Z]+)*\s*(?=[:=])|(?:\\(?:angle|triangle)\s*)?(?:\\?[a-zA-Z]+)"
+    r"(?:_(?:\w|\{\w+\}))?'*(?:\^\s*\{-1\})?(?:\s*\([\w, ]{1,9}\))?)"
+    r"\s*(?:(?<![<>!\\])=|(?<=\w\w):|(?<=\w\w\s):|\\in(?![a-zA-Z]))\s*")
 CHOICE = re.compile(r"(?:(?:option|choice)\s*)?[([]?\s*([A-J])\s*(?:[)\]]|[.:](?=\s|$))?"
                     r"(?:(?<=[).:\]])(?!.*(?:[([]\s*[A-J]\s*[)\]]|\b(?:and|or)\b)).*)?",
                     re.IGNORECASE | re.DOTALL)
@@ -109,9 +121,11 @@ FUNCTIONS = {"sqrt", "sin", "cos", "tan", "log", "exp", "max", "min", "gcd", "mo
 # A number is asked for: a sum or product is the way to it, and the problem itself often is one.
 UNDONE = re.compile(r"[\w)}\]!]\s*(?:[-+*]|\\(?:times|cdot|div|pm|mp)(?![a-zA-Z]))|"
                     r"\\(?:max|min|gcd|lcm|sum|prod|int|lim)(?![a-zA-Z])")
-MEASURED = re.compile(  # a formula and the unit behind it
+MEASURED = re.compile(  # a formula and the unit behind it; of one letter, if there is no other
     r"(.*?(?:[\d})]|\\[a-z]+(?=\s)))\s*"
-    r"((?:[^\W\d_]{2}|[%$])(?:[^\W\d_]|[ ./%$]|\^ ?\{?\d\}?)*)")
+    r"((?:[^\W\d_]{2}|[%$])(?:[^\W\d_]|[ ./%$]|\^ ?\{?\d\}?)*)|"
+    r"((?:\\[a-z]+|[^a-zA-Z])*[\d})])\s"
+    r"([a-zA-Z](?:/[a-zA-Z]{1,2}(?![a-zA-Z])|\^ ?\{?\d\}?)*)")
 
 
 def same_answer(given: str, reference: str) -> bool:
@@ -129,6 +143,7 @@ def same_answer(given: str, reference: str) -> bool:
     if letter := re.fullmatch(r"\(?([A-J])\)?", reference):
         chosen = CHOICE.fullmatch(given)
         return bool(chosen) and chosen[1].upper() == letter[1]
+    given, reference = as_intervals(given), as_intervals(reference)
     (name, value), (asked, wanted) = named(given), named(reference)
     if name and asked and name != asked:
         return False
@@ -140,12 +155,26 @@ def same_answer(given: str, reference: str) -> bool:
     return False
 
 
+HALF_LINE = re.compile(r"\s*([a-zA-Z])\s*(<|>|\\[lg]e(?![a-zA-Z]))\s*([^<>=]+)")
+
+
+def as_intervals(text: str) -> str:
+    r"""x < 1 or x > 2 as (-\infty,1) \cup (2,\infty), which math-verify does not know by itself."""
+    found = [HALF_LINE.fullmatch(part) for part in re.split(r"\bor\b", text)]
+    if len(found) < 2 or None in found or len({match[1] for match in found}) > 1:
+        return text
+    forms = {"<": r"(-\infty,%s)", r"\le": r"(-\infty,%s]",
+             ">": r"(%s,\infty)", r"\ge": r"[%s,\infty)"}
+    return r" \cup ".join(sorted(forms[match[2]] % match[3].strip() for match in found))
+
+
 def named(text: str) -> tuple[str, str]:
     """The name that a value is given, or nothing, and the value: x and 5 of x = 5."""
     parts = re.split(r"(?<![\\<>!])=", text)
     if len(parts) > 1 and not re.search(SEPARATOR, text):
         found = NAME.match(text)
-        if len(parts) > 2 or not re.search("[a-zA-Z]", text):  # x = 2 + 3 = 5: what it comes to
+        # x = 2 + 3 = 5: what it comes to.
+        if len(parts) > 2 or not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)):
             return compact(found[1]) if found else "", parts[-1].strip()
     found = NAME.match(text) if len(parts) < 3 else None
     return (compact(found[1]), text[found.end() :].strip()) if found else ("", text)
@@ -186,6 +215,12 @@ def split_at_top(text: str) -> list[str] | None:
     return None if depth else [part for part in (*parts, text[start:].strip()) if part]
 
 
+def both_signs(parts: list[str]) -> list[str]:
+    r"""The parts of a list; in place of one with \pm the two that it stands for."""
+    return [part.replace("\\pm", sign) for part in parts
+            for sign in (("+", "-") if part.count("\\pm") == 1 else ("\\pm",))]
+
+
 def parts_of(text: str) -> tuple[str, list[str]]:
     """The brackets around a list, such as () or [), and its parts; a single part has none."""
     left = next((mark for mark in OPENING if text.startswith(mark)), "")
@@ -194,9 +229,11 @@ def parts_of(text: str) -> tuple[str, list[str]]:
         parts = split_at_top(text[len(left) : -len(right)])
         if parts is not None:
             kind = OPENING[left] + CLOSING[right]
+            parts = both_signs(parts) if kind == "{}" else parts
             return (kind if len(parts) != 1 else ""), parts
     # 1,234 is one number, but not in brackets, where a point is likelier.
-    return "", split_at_top(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)) or [text]
+    parts = split_at_top(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)) or [text]
+    return "", both_signs(parts)
 
 
 def same_parts(given: str, reference: str) -> bool | None:
@@ -250,15 +287,16 @@ def same_measured(given: str, reference: str) -> bool:
 def measured(text: str) -> tuple[str, tuple[str, ...]]:
     """A formula and the unit behind it."""
     found = MEASURED.fullmatch(text)
-    unit = answers.unit_of(found[2]) if found else None
-    return (found[1], unit[1]) if unit and unit[1] and unit[0] == 1 else (text, ())
+    formula = found and (found[1] or found[3])
+    unit = answers.unit_of(found[2] or f" {found[4]}") if found else None
+    return (formula, unit[1]) if unit and unit[1] and unit[0] == 1 else (text, ())
 
 
 def not_for_parsers(text: str) -> bool:
     """Whether a text has words, a time or ratio, numbers side by side, or open brackets or ends."""
     bare = re.sub(r"\\(?:begin|end)\s*\{\w+\}|\\[a-zA-Z]+", " ", text)
     words = {word for word in re.findall("[a-zA-Z]+", bare) if len(word) > 2 and is_word(word)}
-    numbers = re.search(r"\d\s*:\s*\d|(?<![\w^])\d+\s+\d|\\[lc]?dots", text)
+    numbers = re.search(r"\d\s*[:']\s*\d|(?<![\w^])\d+\s+\d|\\[lc]?dots", text)
     return bool(words - FUNCTIONS or numbers) or split_at_top(text) is None
 
 
@@ -272,14 +310,19 @@ LAST = re.compile(rf"""
     (?:(?:(?P<whole>\d+)\ )?(?P<over>{DIGITS})\ ?/\ ?(?P<under>{DIGITS})(?![\d/])
       | (?P<plain>{DIGITS})(?:[eE](?P<exponent>[+-]?\d{{1,3}})(?!\w))?)
     (?:\ (?P<multiple>hundred|thousand|million|billion|trillion|dozen)\b)?
-    (?P<more>(?:\ ?[:/]\ ?\$?|\.|\*\*|\^\{{?-?|[eE][+-]?)\d[\d:/.]*)?""", re.VERBOSE)
+    (?P<more>(?:(?:[:/]|\ [:/]\ )\$?|\.|\*\*|\^\{{?-?|[eE][+-]?|(?<=\d{{4}})-\d\d-)\d[\d:/.]*)?
+    """, re.VERBOSE)
 PLAINER = [(re.compile(pattern), new) for pattern, new in (
     ("[\N{MINUS SIGN}\N{EN DASH}]", "-"),
+    (answers.SMALL_FRACTIONS, lambda m: " " + unicodedata.normalize("NFKC", m[0])),
+    ("\N{FRACTION SLASH}", "/"),
     (r"\\\$", "$"),
-    (r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))", ","),
-    (r"(\d)?\\[dtc]?frac\{(-?)([\d,.]{1,99})\}\{([\d,.]{1,99})\}",
+    (r"(?<=\d)(?:\{,\}|,\\!|\\,|[_'" "\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}"
+     r"])(?=\d{3}(?!\d))", ","),
+    (r"(\d)?\\[dtc]?frac ?\{(-?)([\d,.]{1,99})\} ?\{([\d,.]{1,99})\}",
      lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2]}{m[3]}/{m[4]}"),
-    (r"\\[dtc]?frac(\d)(\d)", r" \1/\2"),
+    (r"\\[dtc]?frac ?(\d)(\d)", r" \1/\2"),
+    (r"\b10\*\*(?=\d)", "10^"),
     (r"(?<=\d) ?(?:\\times|\\cdot|x|\*|\N{MULTIPLICATION SIGN}) ?10\^\{?(-?\d{1,3})(?!\d)\}?",
      r"e\1"),
     (r"(?<![\w.])10\^\{?(-?\d{1,3})(?!\d)\}?", r"1e\1"),
@@ -291,6 +334,7 @@ def last_number(text: str) -> Decimal | Fraction | None:
 
     Fractions, 1e5 and millions are what they are.
     """
+    text = answers.raised(text)
     for pattern, new in PLAINER:
         text = pattern.sub(new, text)
     matches = [*LAST.finditer(text)]

@@ -6,6 +6,7 @@ holds besides sizes and weights, its JSON files, travels with a loaded model as 
 
 import contextlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -81,9 +82,9 @@ class Checkpoint:
         for name, other in (*pairs, ("template", "init"), ("teacher_template", "init")):
             alone = getattr(self, name) and not getattr(self, other)
             self.require(not alone, name, f"only with --{other}")
-        self.require(not self.data or Path(self.data).is_file(), "data", "a JSONL file")
+        self.require(not self.data or os.path.isfile(self.data), "data", "a JSONL file")
         words = "a checkpoint's folder, or a name on the hub; this is a file"
-        self.require(not self.init or not Path(self.init).is_file(), "init", words)
+        self.require(not self.init or not os.path.isfile(self.init), "init", words)
         self.require(self.reward in TEXT_REWARDS, "reward", ", ".join(TEXT_REWARDS))
         for name in ("template", "teacher_template"):
             read_arguments(name, getattr(self, name))
@@ -134,9 +135,9 @@ def load(
 def local_folder(folder_or_name: str | Path) -> Path:
     """The folder of a checkpoint, which is downloaded if it is a name. Raises ValueError."""
     folder = Path(folder_or_name)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ValueError(f"{folder}: a file; allowed: a checkpoint's folder, or a name on the hub")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         from huggingface_hub import snapshot_download
 
         with named_errors(f"{folder_or_name}: no such folder, and no download of that name"):

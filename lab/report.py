@@ -54,12 +54,13 @@ COLUMNS = {  # logged quantity: heading and format of its column
     "top_k_overlap": ("overlap", "{:>8.3f}"),
     "grad_norm": ("|grad|", "{:>7.3f}"),
     "completion_tokens": ("tokens", "{:>7.1f}"),
+    "cut_frac": ("cut", "{:>6.2f}"),
     "equal_groups_frac": ("equal", "{:>6.2f}"),
     "tokens_per_s": ("tok/s", "{:>7.0f}"),
     "step_ms": ("ms", "{:>5.0f}"),
 }
 HEADER = "".join(heading.rjust(len(form.format(0))) for heading, form in COLUMNS.values())
-UNITS = "KL and entropy H in nats per token; reward, overlap and equal-reward groups as fractions"
+UNITS = "KL and entropy H in nats per token; reward, overlap, cut, equal-reward groups as fractions"
 
 
 class Log:
@@ -93,15 +94,19 @@ class Log:
         self.lines += 1
         self.say("".join(form.format(row[name]) for name, (_, form) in COLUMNS.items()))
 
-    def batch(self, n: int, batch: Batch, numbers: dict[str, float], seconds: float) -> dict:
+    def batch(
+        self, n: int, batch: Batch, numbers: dict[str, float], seconds: float, end_ids: tuple
+    ) -> dict:
         """The row of step n: what `minisd.step` returned, and what the batches were like.
 
-        Means over the processes; tokens per second are those of all.
+        Means over the processes; tokens per second are those of all. Without one of the end_ids a
+        completion is cut.
         """
         tokens = int(batch.completions.mask.sum())
         row = distributed.mean(numbers | {
             "reward": batch.rewards.mean().item(),
             "completion_tokens": tokens / len(batch.rows),
+            "cut_frac": sum(x.ids[-1] not in end_ids for x in batch.rows) / len(batch.rows),
             "equal_groups_frac": batch.equal_groups_frac,
             "tokens_per_s": distributed.processes() * tokens / seconds, "step_ms": 1000 * seconds,
         }) | {"step": n}

@@ -121,9 +121,9 @@ def load_student(path: Path, flag: str, device: str | torch.device = "cpu") -> G
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Locks the folder, which is made if need be. Raises ValueError if another process has."""
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):  # Path raises if a name is too long
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
-    made = not folder.exists()
+    made = not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -183,9 +183,9 @@ def finished_run(folder: Path, made: Any, resume: bool) -> dict | None:
     Changes nothing. Raises ValueError if the path is a file, or holds something else than a run of
     these settings and this content, or such a run unfinished, unless it is to be resumed.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):  # Path raises if a name is too long
         raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
-    if not folder.is_dir() or all(map(is_temporary, folder.iterdir())):
+    if not os.path.isdir(folder) or all(map(is_temporary, folder.iterdir())):
         return None
     config = read_config(folder, "--out_dir")
     found, wanted = comparable(config["settings"]), comparable(made.settings)
@@ -474,7 +474,7 @@ def at_work_in(folder: Path) -> Iterator[None]:
 
     A new run that is refused before its first numbers leaves no files, as if it had not begun.
     """
-    go_on, new = f"to go on: {resume_command(folder)}", not (folder / "config.json").exists()
+    go_on, new = f"to go on: {resume_command(folder)}", not os.path.exists(folder / "config.json")
     with contextlib.ExitStack() as held:
         distributed.on_first(lambda: held.enter_context(alone_in(folder)))
         try:

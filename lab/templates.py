@@ -14,6 +14,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from lab.data_checks import part_told, squeezed
+from lab.graders import THOUGHTS, open_thought
 from minisd import Method, Row
 
 # 1. Settings --------------------------------------------------------------------------------------
@@ -230,11 +232,6 @@ LONG = 16  # characters of a privileged text that no problem has by chance
 REPEATS = 8  # a choice of two at random is the same so often in one of 128 runs
 
 
-def squeezed(text: str) -> str:
-    """Without spaces and capitals, which tokenizers may change."""
-    return "".join(text.split()).casefold()
-
-
 def prompt_checks(task: Any, method: Method) -> list[Check]:
     """Student's and teacher's prompts of a text task, compared as token ids.
 
@@ -256,7 +253,7 @@ def prompt_checks(task: Any, method: Method) -> list[Check]:
     words = f"{len(ends)} of {len(ids)} end with {' or '.join(map(repr, sorted(set(ends))))}"
     checks.append(("no prompt ends with an end token", not ends, words))
     if shown and method.student_context == "none":
-        checks.append(leak_check(task, sorted(set(method.contexts) - {"none"})))
+        checks += leak_checks(task, sorted(set(method.contexts) - {"none"}))
         checks.append(difference_check(task, shown))
     return checks
 
@@ -285,7 +282,7 @@ def generation_check(chat: Chat, content: str, who: str) -> Check:
     """Whether a prompt goes as far as the answer: fails if the template takes no such wish."""
     prompt, answered = chat.headers(content, who)
     missing = answered.removeprefix(prompt) if answered.startswith(prompt) else ""
-    for tag in (tag for pair in THOUGHTS for tag in pair):  # empty thoughts of an answer
+    for tag in (tag for pair in THOUGHTS.items() for tag in pair):  # empty thoughts of an answer
         missing = missing.replace(tag, "")
     a, b = prompt.rstrip(), answered.rstrip()
     passed = None if missing.strip() or not (a.startswith(b) or b.startswith(a)) else True
@@ -326,18 +323,27 @@ def brief(text: str) -> str:
     return repr(text[-40:])
 
 
-def leak_check(task: Any, kinds: list[str]) -> Check:
-    """Whether what a context tells stands in a problem already; every problem is looked at."""
-    rng, leaky = random.Random(0), []
+def leak_checks(task: Any, kinds: list[str]) -> list[Check]:
+    """Whether what a context tells stands in a problem already; every problem is looked at.
+
+    As a whole it is refused, a part of it is warned of.
+    """
+    rng, leaky, partly = random.Random(0), [], []
     for i, example in enumerate(e for pool in task.pools.values() for e in pool):
         students = task.content(example)
         if i < PROBES:  # as the tokens have it, which takes longer
             students = task.tokenizer.decode(task.prompt_ids(example))
         told = [task.context(example, kind, rng, task.reference(example)) for kind in kinds]
+        name, parts = example.where or repr(example.prompt[:40]), ()
         if any(text in squeezed(students) for context in told for text in privileged(context)):
-            leaky.append(example.where or repr(example.prompt[:40]))
-    words = f"problems with it: {len(leaky)}, first {leaky[0] if leaky else 'none'}"
-    return "no privileged text in the student's prompt", not leaky, words
+            leaky.append(name)
+        else:
+            parts = (part_told(example.prompt, example.answer, said(context)) for context in told)
+        if part := next(filter(None, parts), ""):
+            partly.append(f"{name}: {part}")
+    words = [f"problems with it: {len(x)}, first {x[0] if x else 'none'}" for x in (leaky, partly)]
+    return [("no privileged text in the student's prompt", not leaky, words[0]),
+            ("no part of it in a problem", None if partly else True, words[1])]
 
 
 def difference_check(task: Any, shown: list) -> Check:
@@ -353,10 +359,15 @@ def difference_check(task: Any, shown: list) -> Check:
     return "prompts differ in the context alone", passed, words
 
 
+def said(context: str) -> str:
+    """What a context tells, without the words that introduce it."""
+    return re.split(r":\s", context, maxsplit=1)[-1]
+
+
 def privileged(context: str) -> list[str]:
     """Texts by which a context is recognised: as a whole, and what it tells if that is long."""
-    told = squeezed(re.split(r":\s", context, maxsplit=1)[-1])
-    return [text for text in (squeezed(context), told) if len(text) >= LONG]
+    texts = squeezed(context), squeezed(said(context))
+    return [text for text in texts if len(text) >= LONG]
 
 
 def tokens_beyond(plain: list[int], prompt: list[int]) -> int:
@@ -368,12 +379,6 @@ def tokens_beyond(plain: list[int], prompt: list[int]) -> int:
 
 
 # 4. Thinking --------------------------------------------------------------------------------------
-
-THOUGHTS = (  # before and behind what a model writes for itself
-    ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"), ("<reasoning>", "</reasoning>"),
-)
-
 
 def cut_thoughts(task: Any, rows: list[Row], kind: str, limit: int) -> str:
     """A warning if most completions of `limit` tokens are cut inside a thought; else empty.
@@ -387,7 +392,7 @@ def cut_thoughts(task: Any, rows: list[Row], kind: str, limit: int) -> str:
     for row in cut:
         text = task.chat.tokenizer.decode(task.prompt_ids(row.example, row.contexts[kind]))
         text += task.chat.tokenizer.decode(row.ids)
-        count += any(text.rfind(begin) > text.rfind(end) for begin, end in THOUGHTS)
+        count += bool(open_thought(text))
     if 2 * count <= len(rows):
         return ""
     names = re.findall(r"\b\w*think\w*\b", str(task.chat.template))

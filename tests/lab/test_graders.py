@@ -83,6 +83,39 @@ y=2x+1 | 2x+1
 \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
 2^{10} | 1024
 \boxed{7} | 7
+5\ \mathrm{cm^{2}} | 5 cm^2
+5\text{ cm$^{2}$} | 5 square centimeters
+9.8\,\mathrm{m\,s^{-2}} | 9.8
+5\ {\rm cm} | 5 cm
+10\sqrt{3}\text{ m} | 10\sqrt{3}
+180^\text{o} | 180^\circ
+3{:}45 | 3:45
+\textcolor{red}{5} | 5
+0.\dot{3} | \frac13
+0.1\bar{6} | 1/6
+{10 \choose 3} | 120
+n \equiv 1 \pmod 3 | n\equiv 1\pmod{3}
+(r,\theta) = (2, \pi) | (2,\pi)
+f^{-1}(x) = \frac{x-1}{2} | \frac{x-1}{2}
+|AB| = 5 | 5
+\overline{AB} = 5 | 5
+[ABC]=12 | 12
+\vec{v} = (1,2) | (1,2)
+\text{Total cost} = \$12 | 12
+\text{Profit: } \$12 | 12
+\int_0^1 x\,dx = \frac12 | \frac12
+\frac{1}{3}+\frac{1}{6}=\frac{1}{2} | \frac12
+12\text{ more apples} | 12 apples
+45\% \text{ of the students} | 45\%
+12^{\text{th}} | 12
+July 4th | July 4
+4\text{ to }3 | 4:3
+0,\pm1 | -1,0,1
+\frac{-1+\sqrt{5}}{2}, \frac{-1-\sqrt{5}}{2} | \frac{-1\pm\sqrt{5}}{2}
+x<-1\text{ or }x>1 | (-\infty,-1)\cup(1,\infty)
+(-\infty,-2] \cup [3,\infty) | x\leq -2\text{ or }x\ge 3
+\begin{cases}x=1\\y=2\end{cases} | x=1,y=2
+x \lt 2 | (-\infty,2)
 """
 WRONG = r"""
 19 | 18
@@ -146,12 +179,32 @@ x-1 | 1-x
  | 18
 \text{} | 18
 9^{5000} | 5
+5\ \mathrm{cm^{2}} | 5\ \mathrm{cm^{3}}
+10\sqrt{3}\text{ m} | 10\sqrt{3}\text{ cm}
+3{:}45 | 345
+0.\dot{3} | 0.3
+5'6" | 56
+12\text{ more} | 12\text{ less}
+12\text{ or more} | 12
+\text{Total: }12 | 21
+[ABC]=12 | [ABD]=12
+12^{\text{th}} | 1
+4\text{ to }3 | 3:4
+4\text{ to }3 | 4
+\pm 3 | 3
+3 | \pm 3
+0,\pm1 | 0,1
+x<-1\text{ or }x>1 | (-\infty,-1]\cup(1,\infty)
+x<-1\text{ or }y>1 | (-\infty,-1)\cup(1,\infty)
+x<-1\text{ and }x>1 | (-\infty,-1)\cup(1,\infty)
+\begin{cases}x=1\\y=2\end{cases} | x=2,y=1
 """
 
 
 def pairs(table: str) -> list[list[str]]:
     table = table.replace("MINUS", "\N{MINUS SIGN}")
     table = table.replace("FULLWIDTH5", "\N{FULLWIDTH DIGIT FIVE}")
+    table = table.replace("NARROW", "\N{NARROW NO-BREAK SPACE}")
     return [line.split(" | ") for line in table.splitlines() if line]
 
 
@@ -179,6 +232,15 @@ so 0.5 | \frac{1}{2}
 it is 5! | 5
 72 dollars | $72
 18% | 18%
+Step 3: 72 | 72
+1NARROW234 | 1234
+1'234 | 1234
+2½ | 5/2
+\frac {1} {2} | 1/2
+1.5x10³ | 1500
+10**3 | 1000
+5 m² | 5
+(-3) | (-3)
 """
 LAST_WRONG = r"""
 3/2 | 1/2
@@ -194,6 +256,9 @@ LAST_WRONG = r"""
 18 cm^2 | 2
 5 million | 5
 5/0 | 0
+2024-01-05 | 5
+3 : 4 | 4
+2³ | 3
 """
 
 
@@ -207,7 +272,8 @@ def test_the_last_number_is_what_it_is(right, table):
 
 @pytest.mark.parametrize("answer", [
     "3,4", "12:30", "3:2", "5 or 6", "(3,4)", "10-12", "2024-01-01", "2x", "5+3", "1.2.3", "5 6",
-    "12,34", "1/0", "101_2", "1e999999", "9" * 5000,
+    "12,34", "1/0", "101_2", "1e999999", "9" * 5000, "5-", "5\N{PLUS-MINUS SIGN}1",
+    "5 feet 6 inches",
 ])
 def test_an_answer_that_is_no_single_number_is_refused(answer):
     """Catches a reference of which one part is graded, so that another answer is right."""
@@ -222,6 +288,8 @@ def test_an_answer_that_is_no_single_number_is_refused(answer):
     (r"<think>\boxed{5}", 0), (r"<think>a</think> \boxed{5}", 1), (r"a</think> \boxed{5}", 1),
     (r"<think>\boxed{5}</think> so", 0), (r"<think>1</think><think> \boxed{5}", 0),
     (r"[THINK] \boxed{5}", 0), (r"[THINK]a[/THINK]\boxed{5}", 1), (Cut(r"\boxed{5}"), 0),
+    (r"<Think>\boxed{5}", 0), (r"<|begin_of_thought|>\boxed{5}", 0),
+    (r"<|begin_of_thought|>\boxed{5}<|end_of_thought|> so", 0), (r"<scratchpad>\boxed{5}", 0),
 ])
 def test_a_thought_is_no_answer(text, right):
     """Catches a reward for what is cut off, or inside a thought, with any of the rewards."""
@@ -234,7 +302,7 @@ def test_a_thought_is_no_answer(text, right):
 @pytest.mark.parametrize("text, expected", [
     (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{[0,1)\}", None), (r"\\boxed{5}", "5"),
     (r"\boxed{\boxed{5}}", "5"), (r"\fbox{5}", "5"), (r"} \boxed{5} {", "5"),
-    (r"\boxed{a\\{b}}", r"a\\{b}"),
+    (r"\boxed{a\\{b}}", r"a\\{b}"), (r"\boxed{4} or $\boxed 5$", "5"), (r"\boxed-5.", "-5."),
 ])
 def test_boxes_are_closed_by_their_own_brace(text, expected):
     """Catches braces of a set, or of a line break, that are counted for the box."""

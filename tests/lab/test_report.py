@@ -116,6 +116,17 @@ def test_log_lines_stand_below_their_headings(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_share_of_cut_completions_stands_in_every_row(tmp_path):
+    """Catches a limit that bites between two evaluations, where nothing tells of it."""
+    rows = [minisd.Row(None, {}, ids) for ids in ([5, 2], [5, 5, 5], [2], [5, 5, 1], [2, 5, 5])]
+    completions = minisd.Completions.of([row.ids for row in rows], 0)
+    batch = minisd.Batch(rows, {}, completions, torch.zeros(5), Sizes())
+    numbers = dict.fromkeys((*report.READINGS, "loss", "grad_norm"), 0.0)
+    log = report.Log(tmp_path, [])
+    assert log.batch(7, batch, numbers, 1.0, (2, 1))["cut_frac"] == 0.4
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["cut_frac"] == 0.4
+
+
 def flat(method: Method, **changes) -> set[str]:
     """The warnings of a batch without any signal, which is looked at twice."""
     rows = [minisd.Row(None, {"none": "", "solution": "", "sibling": ""})] * 4

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +11,9 @@ from test_real_checkpoints import SMALL, make_checkpoint, words, write_lines
 
 import train_gpt
 from lab import hf, report, templates
+from lab.data_checks import part_told
 from lab.templates import Chat
-from lab.text_tasks import CONTEXT_TEMPLATES, TextContext, TextExample, TextTask
+from lab.text_tasks import CONTEXT_TEMPLATES, TextContext, TextExample, TextTask, read_jsonl
 from minisd import METHODS, Method, Row
 
 transformers = pytest.importorskip("transformers")
@@ -233,6 +236,39 @@ def test_privileged_text_in_a_problem_fails(kind, prompt):
     name = repr(leaky[-1].prompt[:40])
     said = f"no privileged text in the student's prompt (problems with it: 1, first {name})"
     assert outcome(make_task(rows=leaky), method)["failed"] == [said]
+
+
+STEPS = "She sold 48/2 = 24 clips in May. In both months that makes 48 + 24 = 72 clips, no more."
+
+
+@pytest.mark.parametrize("added, part", [
+    ("(The answer is 72.)", "the answer"), ("#### 72", "the answer"), ("Hint: 72", "the answer"),
+    ("She sold 48/2=24 in May.", "a step"), ("Note: 48 + 24 = $72", ""),
+    ("In both months that makes some clips, no more.", ""),
+    ("Clips in May. In both months that makes 48 + 24.", "10 words in a row"),
+    ("The answer is not 720 or 72.5, nor 72%.", ""), ("She sold 48 clips in April.", ""),
+    ("Is 148/2 = 24?", ""), ("She sold 48/2 = 240.", ""),
+], ids=str)
+def test_a_part_of_the_privileged_text_is_warned_of(added, part):
+    """Catches a hint of the data set's own, of which the whole-text comparison knows nothing."""
+    rows = examples()
+    rows[5] = TextExample(f"How many clips in all? {added}", "72", solution=STEPS)
+    said = outcome(make_task(rows=rows))
+    name = f"first {rows[5].prompt[:40]!r}: {part})"
+    words = [f"no part of it in a problem (problems with it: 1, {name}"] if part else []
+    assert said == {"failed": [], "warned": words}
+
+
+def test_givens_that_a_solution_repeats_are_no_part_of_it():
+    """Catches a warning at honest data."""
+    for e in read_jsonl(Path(__file__).parents[2] / "lab/data/word_problems.jsonl"):
+        assert not part_told(e.prompt, e.answer, f"{e.solution} \\boxed{{{e.answer}}}")
+    given = "James spends 40 years teaching. His partner has been teaching for 10 years less."
+    told = "His partner has been teaching for 40-10=30 years. Together they have 70 years."
+    assert not part_told(given, "70", told)
+    start = time.process_time()
+    part_told("1" * 50_000, "1", "1" * 50_000 + " word" * 50_000)
+    assert time.process_time() - start < 2
 
 
 def test_the_comparison_is_of_the_ids_that_are_trained_on():
