@@ -197,12 +197,12 @@ def test_broken_command_lines_get_one_line(folder, no_work):
 def test_a_name_that_is_too_long_is_named_with_its_flag(folder):
     """Catches the system's words, which say neither which flag it was nor what is allowed."""
     name = "a" * 300
-    with pytest.raises(ValueError, match="--out_dir: 'a+': File name too long"), \
+    with pytest.raises(ValueError, match=r"--out_dir: 'a+': File name too long"), \
             storage.at_work_in(Path(name)):
         pass
-    with pytest.raises(ValueError, match="--data: 'a+'; allowed: a JSONL file"):
+    with pytest.raises(ValueError, match=r"--data: 'a+'; allowed: a JSONL file"):
         hf.Checkpoint(init="other", data=name)
-    with pytest.raises(ValueError, match="a+: no such folder, and no download of that name"):
+    with pytest.raises(ValueError, match=r"a+: no such folder, and no download of that name"):
         hf.load(hf.Checkpoint(init=name, data="data.jsonl").init)
 
 
