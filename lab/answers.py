@@ -18,8 +18,7 @@ CHARACTERS = str.maketrans({  # those that NFKC leaves
     "\N{MIDDLE DOT}": "\\cdot ", "\N{DOT OPERATOR}": "\\cdot ", "\N{PLUS-MINUS SIGN}": "\\pm ",
     "\N{GREEK SMALL LETTER PI}": "\\pi ", "\N{GREEK SMALL LETTER THETA}": "\\theta ",
     "\N{LESS-THAN OR EQUAL TO}": "\\le ", "\N{GREATER-THAN OR EQUAL TO}": "\\ge ",
-    "\N{NOT EQUAL TO}": "\\ne ", "\N{ALMOST EQUAL TO}": "\\approx ", "\N{UNION}": "\\cup ",
-    "\N{ELEMENT OF}": "\\in ", "\N{EMPTY SET}": "\\emptyset ", "\N{ARABIC PERCENT SIGN}": "%",
+    "\N{ALMOST EQUAL TO}": "\\approx ", "\N{ELEMENT OF}": "\\in ", "\N{ARABIC PERCENT SIGN}": "%",
     "\N{FRACTION SLASH}": "/", "\N{DIVISION SLASH}": "/", "\N{ZERO WIDTH SPACE}": "",
 })
 SUPERSCRIPTS = re.compile("[\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT THREE}\N{SUPERSCRIPT ONE}"
@@ -42,8 +41,6 @@ TIDY = [(re.compile(pattern), new) for pattern, new in (
     *[(rf"\\(?:{STYLES})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r" \1 ")] * 3,  # inside each other
     (r"(?<=\d)\s*\{([^\W\d_][^{}]*|\s[^{}]*)\}", r" \1"),
     (r"\\frac\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
-    (r"\\frac\s*([0-9a-zA-Z])\s*\{", r"\\frac{\1}{"),
-    (r"\\frac\s*\{([^{}]*)\}\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
     (r"\\(sqrt|pmod)\s*([0-9a-zA-Z])", r"\\\1{\2}"),
     (r"\{([^{}]+?)\s*\\choose\s*([^{}]+)\}", r"\\binom{\1}{\2}"),
     (r"(?<=\.)(\d*)\\(?:bar|dot)\s*\{?(\d+)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?",
@@ -55,14 +52,11 @@ TIDY = [(re.compile(pattern), new) for pattern, new in (
     (r"\\%|%", " % "),
     (r"\\([$#&_])", r"\1"),
     (r"\\(leq|geq|neq)(?![a-zA-Z])", lambda m: "\\" + m[1][:-1]),
-    (r"\\lt(?![a-zA-Z])", "<"),
-    (r"\\gt(?![a-zA-Z])", ">"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
     (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
     ("\N{SQUARE ROOT}\\s*(\\d+|[a-zA-Z])", r"\\sqrt{\1}"),
-    ("\N{SQUARE ROOT}", r"\\sqrt"),
     (r"(?<![a-zA-Z\\])infinity(?![a-zA-Z])", r"\\infty"),
     (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
     (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^"),
