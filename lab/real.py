@@ -1,6 +1,6 @@
 """What the toy found, on real weights: a published model, warmed up, then trained by each method.
 
-python -m lab.smollm2 && python -m lab.real        # seven rows, three seeds: two hours, two cores
+python -m lab.smollm2 && python -m lab.real --workers 2    # seven rows, three seeds: 90 minutes
 python -m lab.real sdpo grpo --seeds 1 --steps 10  # these alone; other flags go to all runs
 
 `base` is SmolLM2-135M after supervised steps on worked answers in two manners, at once and step by
@@ -312,8 +312,8 @@ def draw(path: Path, numbers: Numbers) -> None:
                 axes.bar(x, sum(values) / len(values), width * 0.92, color=f"C{i}", alpha=0.6,
                          label=f"{name} problems" if j == 0 else None)
                 axes.plot([x] * len(values), values, "o", color="black", markersize=3)
-        axes.set_xticks(range(len(numbers)), list(numbers), rotation=20)
-        axes.set_ylim(0, 1)
+        axes.set_xticks(range(len(numbers)), list(numbers), rotation=35, ha="right")
+        axes.set_ylim(0, 1.04)
     left.set_title("right answers")
     left.legend()
     middle.set_title("completions with a word of doubt")
