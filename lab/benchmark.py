@@ -36,7 +36,7 @@ import torch.nn.functional as F
 import minisd
 from lab import base
 from lab.evaluation import evaluate
-from lab.flags import OneLineParser, run_main
+from lab.flags import OneLineParser, out_folder, run_main
 from lab.memory import peak_mib
 from lab.peers import (
     DATA,
@@ -436,7 +436,7 @@ def main(argv: list[str]) -> None:
         if name not in SECTIONS:
             raise ValueError(f"section: {name!r}; allowed: {known}")
     torch.set_num_threads(1)
-    folder = Path(settings.out_dir)
+    folder = out_folder(settings.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     amount = replace(QUICK if settings.quick else Amount(), cache_dir=settings.cache_dir)
     for name in settings.sections or SECTIONS:

@@ -205,8 +205,7 @@ def write_folder(
     here = Path(__file__).parent
     for name in ("__init__.py", "graders.py", "answers.py", "verifier.py"):
         files[f"lab/{name}"] = (here / name).read_text(encoding="utf-8")
-    if folder.is_file():
-        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    flags.out_folder(folder)
     for name, text in list(files.items()):
         path = folder / name
         if path.exists() and path.read_text(encoding="utf-8") != text:

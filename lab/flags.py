@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,18 @@ import minisd
 import toy_tasks
 from minisd import Method, Task
 from toy_tasks import Toy
+
+
+def out_folder(name: str | Path) -> Path:
+    """The folder that --out_dir names, there or not. Raises ValueError for what can be none."""
+    words, path = "allowed: a folder, or a new name", Path(name)
+    try:
+        is_other = path.exists() and not path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ValueError(f"--out_dir: {str(name)!r}: {error.strerror}; {words}") from None
+    if is_other:
+        raise ValueError(f"--out_dir: {str(name)!r} is a file; {words}")
+    return path
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -368,8 +368,7 @@ class Forecast:
 
     def __post_init__(self):
         flags.check_numbers(self, LEAST)
-        if Path(self.out_dir).is_file():
-            raise ValueError(f"--out_dir: {self.out_dir!r} is a file; allowed: a folder, a new one")
+        flags.out_folder(self.out_dir)
 
 
 def main(arguments: list[str]) -> None:

@@ -26,10 +26,10 @@ from torch import Tensor
 import minisd
 from lab import base, compiled, hf, peers, precision
 from lab.compiled import check_compiler, compile_sampling
-from lab.flags import OneLineParser, run_main
+from lab.flags import OneLineParser, out_folder, run_main
 from lab.memory import peak_mib
 from lab.peers import StepSizes, Writing
-from lab.storage import prepare_device, write_json
+from lab.storage import prepare_device, write_atomically, write_json
 from lab.text_tasks import TextTask, read_jsonl
 from lab.timing import table
 from minisd import GPT, Batch, Completions, Prompts, Sizes, Task, Teacher
@@ -282,24 +282,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", default="cuda", help="cuda, or cpu: small, to see that it runs")
     parser.add_argument("--cache_dir", default="out/base", help="where base models are kept")
     parser.add_argument("--out_dir", default="out/gpu_check", help="default: out/gpu_check")
-    given, folder = parser.parse_args(arguments), None
+    given = parser.parse_args(arguments)
     if given.device not in ("cuda", "cpu"):
         raise ValueError(f"--device: {given.device!r}; allowed: cuda, cpu")
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device: 'cuda', and there is no GPU; allowed: cpu, which is small and "
                          "says nothing of a GPU")
     hf.Checkpoint(init=given.init, data=given.data)  # both or none
-    folder = Path(given.out_dir)
-    if folder.is_file():
-        raise ValueError(f"--out_dir: {given.out_dir!r} is a file; allowed: a folder, a new name")
+    folder = out_folder(given.out_dir)
     device = prepare_device(given.device, 1, False)
     folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     amount = SMALL if given.device == "cpu" else Amount()
     result = measured(given, amount, device)
     write_json(folder / "gpu.json", result)
-    command = " ".join(["python -m lab.gpu_check", *arguments])
-    (folder / "gpu.md").write_text(page(result, command))
-    print(page(result, command))
+    text = page(result, " ".join(["python -m lab.gpu_check", *arguments]))
+    write_atomically(folder / "gpu.md", lambda path: path.write_text(text))
+    print(text)
     print(f"written: {folder / 'gpu.md'}")
 
 

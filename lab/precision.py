@@ -12,7 +12,6 @@ import copy
 import itertools
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 import minisd
 from lab import hf
 from lab.evaluation import seeded
-from lab.flags import OneLineParser, run_main
+from lab.flags import OneLineParser, out_folder, run_main
 from lab.storage import prepare_device, write_json
 from lab.text_tasks import TextTask, read_jsonl
 from minisd import GPT, METHODS, Batch, Sizes, Task, Teacher
@@ -157,9 +156,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"--learning_rate: {given.learning_rate}; allowed: above 0, below 1")
     if not 0 <= given.threads <= 1024:
         raise ValueError(f"--threads: {given.threads}; allowed: 0 to 1024")
-    folder = Path(given.out_dir)
-    if folder.is_file():
-        raise ValueError(f"--out_dir: {given.out_dir!r} is a file; allowed: a folder, a new name")
+    folder = out_folder(given.out_dir)
     device = prepare_device(given.device, given.threads, False)
     student, tokenizer = hf.load(given.init, device=device)
     folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it

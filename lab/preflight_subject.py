@@ -6,7 +6,6 @@ import functools
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,8 +52,7 @@ class Preflight:
         if self.batch_size % self.group_size:
             allowed = f"a divisor of batch_size {self.batch_size}"
             raise ValueError(f"--group_size: {self.group_size}; allowed: {allowed}")
-        if Path(self.out_dir).is_file():
-            raise ValueError(f"--out_dir: {self.out_dir!r} is a file; allowed: a folder, a new one")
+        flags.out_folder(self.out_dir)
 
 
 Settings = tuple[Preflight, Method, Toy, hf.Checkpoint]

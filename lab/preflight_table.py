@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lab import forecast, preflight_law, runs
 from lab.base import progress
-from lab.flags import OneLineParser, run_main
+from lab.flags import OneLineParser, out_folder, run_main
 from lab.forecast import HINTED, LAWS, NOW, token_classes
 from lab.measures.formulas import mean_and_error
 from lab.preflight_law import LAW, MOVED, NUMBERS, OPERATORS, record_of, verdict
@@ -280,8 +280,7 @@ def settings_of(arguments: list[str]) -> argparse.Namespace:
     if not (Path(given.init) / "config.json").is_file():
         words = "allowed: a checkpoint's folder, as `python -m lab.smollm2` makes it"
         raise ValueError(f"--init: {given.init!r}; {words}")
-    if Path(given.out_dir).is_file():
-        raise ValueError(f"--out_dir: {given.out_dir!r} is a file; allowed: a folder, a new one")
+    out_folder(given.out_dir)
     return given
 
 

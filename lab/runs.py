@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lab import storage
 from lab.base import progress
-from lab.flags import OneLineParser
+from lab.flags import OneLineParser, out_folder
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
@@ -93,9 +93,7 @@ def own_and_passed(
     for name, why in refused.items():
         if name in flags:
             raise ValueError(f"{name}: {flags[name]!r}; allowed: not here ({why})")
-    if Path(settings.out_dir).is_file():
-        words = "is a file; allowed: a folder, or a new name"
-        raise ValueError(f"--out_dir: {settings.out_dir!r} {words}")
+    out_folder(settings.out_dir)
     return settings, {k: v for k, v in flags.items() if k not in own}
 
 

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from lab import distributed
-from lab.flags import shell_word
+from lab.flags import out_folder, shell_word
 from lab.weights import NOT_FINITE, not_finite
 from minisd import GPT, GPTConfig, Teacher
 
@@ -121,8 +121,7 @@ def load_student(path: Path, flag: str, device: str | torch.device = "cpu") -> G
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Locks the folder, which is made if need be. Raises ValueError if another process has."""
-    if os.path.exists(folder) and not os.path.isdir(folder):  # Path raises if a name is too long
-        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    out_folder(folder)
     made = not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +182,7 @@ def finished_run(folder: Path, made: Any, resume: bool) -> dict | None:
     Changes nothing. Raises ValueError if the path is a file, or holds something else than a run of
     these settings and this content, or such a run unfinished, unless it is to be resumed.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):  # Path raises if a name is too long
-        raise ValueError(f"--out_dir: {str(folder)!r} is a file; allowed: a folder, or a new name")
+    out_folder(folder)
     if not os.path.isdir(folder) or all(map(is_temporary, folder.iterdir())):
         return None
     config = read_config(folder, "--out_dir")

@@ -12,9 +12,8 @@ import argparse
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
-from lab.flags import OneLineParser, run_main
+from lab.flags import OneLineParser, out_folder, run_main
 from lab.storage import write_atomically
 
 COUNT = 360  # a third of each level
@@ -87,9 +86,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if not 1 <= given.count <= 10_000:
         raise ValueError(f"--count: {given.count}; allowed: 1 to 10000")
-    if Path(given.out_dir).is_file():
-        raise ValueError(f"--out_dir: {given.out_dir!r} is a file; allowed: a folder, a new name")
-    path = Path(given.out_dir) / "word_problems.jsonl"
+    path = out_folder(given.out_dir) / "word_problems.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in problems(given.seed, given.count))
     write_atomically(path, lambda p: p.write_text(text))

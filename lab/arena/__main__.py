@@ -27,7 +27,7 @@ from lab.arena.world import settings
 from lab.claims.runs import code_hash
 from lab.claims.text import time_text
 from lab.fixes import FIXES
-from lab.flags import OneLineParser, run_main
+from lab.flags import OneLineParser, out_folder, run_main
 from lab.storage import write_json
 
 QUICK = ("grpo", "exact_anchor", "ours", "rlcsd", "rlcsd_shuffled", "antisd", "opsa", "opsd",
@@ -123,8 +123,7 @@ def settings_of(argv: list[str]) -> argparse.Namespace:
         raise ValueError(f"--workers: {asked.workers}; allowed: 1 to 1000")
     if asked.world not in (*settings(), "both"):
         raise ValueError(f"--world: {asked.world!r}; allowed: {', '.join(settings())}, both")
-    if Path(asked.out_dir).is_file():
-        raise ValueError(f"--out_dir: {asked.out_dir!r} is a file; allowed: a folder, a new name")
+    out_folder(asked.out_dir)
     if asked.quick:
         world = "v2" if asked.world == "both" else asked.world
         asked.seeds, asked.world = min(2, asked.seeds), world

@@ -314,5 +314,7 @@ steps, each beside the control that shares everything but its idea (`python -m l
 - **forecast**: of fresh accuracy, by the transplant law, before training; of rows with a teacher's
   target and no reward. **doubt**: `wait` per fresh completion. **checked**: share of glances that
   `wait` follows. **KL**: from the initial model, nats per token. **ms**: a step, on one core.
+- arena.json also has accuracy on training problems at the end, with new operators, and behind a
+  `wait` that was put first.
 - Base models are of two seeds, so intervals are over settings and samples more than over models.
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from lab.flags import check_context, run_main, shell_word
+from lab.flags import check_context, out_folder, run_main, shell_word
 from toy_tasks import CONTEXTS, Context, Toy
 
 NEEDS_A_RULE = "--rules: '{}'; allowed: numbers such as 3 or 2,7 with --context rule"
@@ -123,3 +123,14 @@ def test_too_little_memory_is_one_line(error, monkeypatch):
     error = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
         said_on("ascii", monkeypatch, fail)
+
+
+def test_a_folder_for_results_is_a_folder_or_a_new_name(tmp_path):
+    """Catches work that begins although its results can go nowhere, and words without the flag."""
+    (tmp_path / "file").touch()
+    for name in (tmp_path, tmp_path / "new" / "name"):
+        assert out_folder(str(name)) == name
+    with pytest.raises(ValueError, match=r"--out_dir: '.*file' is a file; allowed: a folder"):
+        out_folder(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"--out_dir: 'a+': File name too long; allowed: a folder"):
+        out_folder("a" * 300)
