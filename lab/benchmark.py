@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import math
 import os
@@ -56,13 +57,30 @@ from minisd import GPT, METHODS, Batch, Completions, GPTConfig, Prompts, Sizes, 
 from toy_tasks import Toy, ToyTask, World, draw_document
 
 PROMPT_TOKENS = 12  # of random prompts; about that of the toy's
-SHAPES = {  # name: shape, batch sizes, new tokens, and the aim against transformers
-    "4 layers, width 256": (
-        GPTConfig(4096, n_layers=4, width=256, head_dim=64, mlp_width=704), (32, 128), 64, 1.5),
-    "Qwen3 form, 100M": (GPTConfig(
-        32_000, n_layers=12, width=768, n_heads=12, n_kv_heads=4, head_dim=64, mlp_width=2048,
-        tied_embeddings=True, qk_norm=True, init_std=0.02), (8,), 16, 1.5),
+GROUP = 8  # completions of a problem, as in a run with the default settings
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A random model that samples, and how."""
+
+    config: GPTConfig
+    batches: tuple[int, ...]  # completions, in groups of GROUP
+    new: int  # tokens of each
+    prompt_tokens: int = PROMPT_TOKENS
+    dtypes: tuple[str, ...] = ("float32",)
+    aim: float = 1.5  # times the speed of transformers
+
+
+SHAPES = {
+    "4 layers, width 256": Shape(
+        GPTConfig(4096, n_layers=4, width=256, head_dim=64, mlp_width=704), (32, 128), 64),
+    "SmolLM2 form, 135M": Shape(GPTConfig(
+        49_152, n_layers=30, width=576, n_heads=9, n_kv_heads=3, head_dim=64, mlp_width=1536,
+        tied_embeddings=True, init_std=0.02), (16,), 32, 96, ("float32", "bfloat16")),
 }
+TOY_AIM = 3.5
+LARGE = 10**7  # parameters
 MEMORY = {  # name: completions, new tokens, vocabulary
     "toy": (128, 48, 30), "4 x batch": (512, 48, 30), "4 x length": (128, 192, 30),
     "vocabulary 2,000": (128, 48, 2000), "vocabulary 8,000": (128, 48, 8000),
@@ -111,28 +129,38 @@ def toy(amount: Amount) -> tuple[GPT, ToyTask]:
 def sampling(amount: Amount, folder: Path) -> str:
     """Tokens per second of minisd.sample and of generate of transformers."""
     (student, task), rng, rows = toy(amount), random.Random(0), []
-    todo, new = [], amount.sizes.max_new_tokens  # (name, model, prompts, new tokens, end, aim)
+    todo, new = [], amount.sizes.max_new_tokens  # what it is called, model, what it writes, aim
     for B in amount.toy_batches:
-        prompts = [task.prompt_ids(task.draw("train", rng)) for _ in range(B)]
-        todo += [("toy", student, prompts, new, end, 4) for end in (None, task.end_ids[0])]
-    for name, (shape, batches, new, aim) in amount.shapes.items():
-        model = GPT(shape, torch.Generator().manual_seed(0))
-        for B in batches:
-            prompts = torch.randint(shape.vocab_size, (B, PROMPT_TOKENS)).tolist()
-            todo.append((name, model, prompts, new, None, aim))
-    for name, model, prompts, new, end_id, aim in todo:
-        shown = Prompts.of(prompts, 0)
-        writing = Writing(shown, new, end_id)
-        writers = {"ours": writing.by_minisd(model),
-                   "theirs": writing.by_generate(in_transformers(model))}
-        ours, theirs = speeds(writers, amount.repetitions).values()
-        stops = f"after {new}" if end_id is None else "at the end token"
+        shown = in_groups(B, lambda: task.prompt_ids(task.draw("train", rng)))
+        todo += [("toy", student, Writing(shown, new, end), TOY_AIM)
+                 for end in (None, task.end_ids[0])]
+    for name, shape in amount.shapes.items():
+        model = GPT(shape.config, torch.Generator().manual_seed(0))
+        for B, dtype in itertools.product(shape.batches, shape.dtypes):
+            one = shape.config.vocab_size, (shape.prompt_tokens,)
+            shown = in_groups(B, lambda one=one: torch.randint(*one).tolist())
+            todo.append((name, model, Writing(shown, shape.new, dtype=dtype), shape.aim))
+    for name, model, writing, aim in todo:
+        theirs = in_transformers(model, getattr(torch, writing.dtype))
+        writers = {"ours": writing.by_minisd(model), "theirs": writing.by_generate(theirs)}
+        # A large model takes seconds each time, which vary less than milliseconds.
+        large = sum(p.numel() for p in model.parameters()) > LARGE
+        repetitions = min(amount.repetitions, 3) if large else amount.repetitions
+        ours, theirs = speeds(writers, repetitions).values()
+        stops = f"after {writing.new}" if writing.end_id is None else "at the end token"
         cells = f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
-        rows.append((name, len(prompts), stops, *cells, aim))
+        rows.append((name, writing.dtype, len(writing.prompts.ids), stops, *cells, aim))
     names = ("minisd tokens/s", "transformers tokens/s", "ratio", "aim")
-    return table(("model", "batch", "stops", *names), rows) + (
-        "\n\nSame weights, same prompts, temperature 1, key-value cache, float32. `after N`: every "
-        "row writes N tokens. `at the end token`: only tokens up to the end token are counted.")
+    return table(("model", "dtype", "batch", "stops", *names), rows) + (
+        f"\n\nSame weights, same prompts, {GROUP} completions each, temperature 1, key-value "
+        "cache. `after N`: every row writes N tokens. `at the end token`: only tokens up to the "
+        "end token are counted.")
+
+
+def in_groups(count: int, draw: Callable[[], list[int]]) -> Prompts:
+    """So many prompts of which each stands there GROUP times, as far as it goes."""
+    drawn = [draw() for _ in range(-(-count // GROUP))]
+    return Prompts.of([drawn[i // GROUP] for i in range(count)], 0)
 
 
 def product_shapes(config: GPTConfig) -> list[tuple[int, int]]:

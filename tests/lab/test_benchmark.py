@@ -10,14 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import toy_tasks
 import train_gpt
 from lab import base, benchmark, timing
-from lab.benchmark import SECTIONS, Amount, Stopwatch
+from lab.benchmark import SECTIONS, Amount, Shape, Stopwatch
 from lab.flags import run_main
 from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes
 
 SMALL = GPTConfig(11, n_layers=3, width=12, n_heads=4, n_kv_heads=2, head_dim=6, mlp_width=10)
 LEAST = Amount(
     repetitions=1, step_repetitions=1, sizes=Sizes(groups=2, group_size=2, max_new_tokens=3),
-    toy_batches=(2,), shapes={"small": (SMALL, (3,), 2, 1.5)}, pretrain_steps=1, seeds=2,
+    toy_batches=(2,), shapes={"small": Shape(SMALL, (3,), 2, dtypes=("float32", "bfloat16"))},
+    pretrain_steps=1, seeds=2,
     memory={"toy": (2, 3, 30)}, chunked=(16, 40, 5), growth={"batch": (2, 4), "width": (16, 32)})
 
 
@@ -48,14 +49,30 @@ class Theirs:
 
 def test_sampling_compares_with_transformers_on_the_same_work(untrained, monkeypatch, tmp_path):
     """Catches a table without a row, and a ratio of other speeds than the two beside it."""
-    monkeypatch.setattr(benchmark, "in_transformers", lambda model: Theirs())
+    dtypes = []
+
+    def in_transformers(model, dtype):
+        dtypes.append(dtype)
+        return Theirs()
+
+    monkeypatch.setattr(benchmark, "in_transformers", in_transformers)
     rows = rows_of(benchmark.sampling(LEAST, tmp_path))
-    stops = [("toy", "2", "after 3"), ("toy", "2", "at the end token"), ("small", "3", "after 2")]
-    assert [tuple(row[:3]) for row in rows] == stops
-    assert [row[-1] for row in rows] == ["4", "4", "1.5"]
+    plain, half = "float32", "bfloat16"
+    stops = [("toy", plain, "2", "after 3"), ("toy", plain, "2", "at the end token"),
+             ("small", plain, "3", "after 2"), ("small", half, "3", "after 2")]
+    assert [tuple(row[:4]) for row in rows] == stops
+    assert dtypes == [torch.float32] * 3 + [torch.bfloat16]
+    assert [row[-1] for row in rows] == ["3.5", "3.5", "1.5", "1.5"]
     for row in rows:
-        ours, theirs, ratio = (float(x.replace(",", "")) for x in row[3:6])
+        ours, theirs, ratio = (float(x.replace(",", "")) for x in row[4:7])
         assert ratio == pytest.approx(ours / theirs, rel=0.01, abs=0.01)
+
+
+def test_prompts_come_in_groups():
+    """Catches a batch of all different prompts, which no run with the default settings has."""
+    numbers = iter(range(1, 99))
+    shown = benchmark.in_groups(11, lambda: [next(numbers)])
+    assert shown.ids[:, 0].tolist() == [1] * 8 + [2] * 3
 
 
 def test_the_parts_of_a_step_add_up_to_the_whole(untrained, monkeypatch, tmp_path):
