@@ -74,7 +74,8 @@ def transplant_sureness(student: Tensor, teacher: Tensor, classes: Tensor) -> Te
     # A class of one token has nothing to rank; of a checkpoint's many tokens most are such.
     shared = (torch.bincount(classes)[classes] > 1).nonzero()[:, 0]
     log_q, kinds = minisd.log_softmax(teacher), classes[shared]
-    p, q = (x.index_select(-1, shared) for x in (minisd.log_softmax(student), log_q))
+    # Of the student only the order counts, which its logits have as well.
+    p, q = (x.index_select(-1, shared) for x in (student, log_q))
 
     def by_class(log_probs: Tensor) -> Tensor:  # tokens in the order of class, then probability
         order = log_probs.argsort(dim=-1, stable=True)

@@ -15,7 +15,6 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,7 @@ def error_token(task: Any, row: Row) -> int | None:
 def horizon(subject: Subject) -> dict:
     """Accuracy from the student's own prefixes, of the teacher and of the student, by CUTS."""
     task, asked, picked = subject.task, subject.asked, []
-    count = max(8, asked.problems // 5)
+    count = max(8, asked.problems // 6)
     for row in subject.rows[:count]:
         body = [i for i in row.ids if i not in task.end_ids]
         places = [len(body) * quarter // 4 for quarter in range(4)]
@@ -179,6 +178,19 @@ def sampled(subject: Subject, hint: Hint, split: str, count: int) -> dict[str, T
     return {name.replace(look.laws[0], "law"): value for name, value in found.items()}
 
 
+def on_pool(subject: Subject, hint: Hint) -> dict[str, Tensor]:
+    """As `sampled`, on the problems of the pool whose completions were looked at before."""
+    look, rows = subject.look(hint[0], (law_of(hint),)), subject.rows
+    if len(rows) < 2:
+        words = f"allowed: one that two of {len(subject.groups)} problems have, or more --problems"
+        raise ValueError(f"--context: {hint[0]!r}; {words}")
+    rng, generator = subject.chance("pool")
+    size = len(rows), subject.asked.max_new_tokens
+    uniforms = torch.rand(size, generator=generator, device=subject.device)
+    found = forecast.compared(look, rows, uniforms, rng)
+    return {name.replace(look.laws[0], "law"): value for name, value in found.items()}
+
+
 def forecast_of(subject: Subject) -> dict:
     """Accuracy on fresh and pool problems with an interval, a verdict, and what would change it."""
     hint, asked = hint_of(subject.method), subject.asked
@@ -186,7 +198,7 @@ def forecast_of(subject: Subject) -> dict:
         why = "the law is about a student that is its own teacher and sees one context, no rewards"
         return {"verdict": "cannot tell", "why": why}
     fresh = sampled(subject, hint, "fresh", asked.problems)
-    pool = sampled(subject, hint, "train", max(4, asked.problems // 2))
+    pool = on_pool(subject, hint)
     known = asked.train_problems or (len(subject.task.pools["train"]) if subject.real else 0)
     visits = asked.steps * asked.batch_size / asked.group_size / (known or math.inf)
     own = subject.task.attempts.get(hint[0]) == "own"
@@ -321,10 +333,18 @@ def measured(subject: Subject, part: minisd.Batch, tokens: float) -> dict[str, f
     prompts = prompts.take(torch.arange(asked.batch_size, device=subject.device) % many)
     _, generator = subject.chance("cost")
 
-    def decode(count: int) -> None:
+    def decoded() -> list[float]:  # when each token was there
+        times = []
+
+        def pick(*given: Any) -> Tensor:
+            token = minisd.pick_token(*given)
+            times.append(now(subject.device))
+            return token
+
         with part.sizes.autocast(subject.device):
-            minisd.sample([(1.0, subject.student, prompts)], max_new_tokens=count, end_ids=(),
-                          pad_id=subject.task.pad_id, generator=generator)
+            minisd.sample([(1.0, subject.student, prompts)], max_new_tokens=1 + DECODED, end_ids=(),
+                          pad_id=subject.task.pad_id, generator=generator, pick=pick)
+        return times
 
     def step_on(part: minisd.Batch) -> None:
         minisd.step(method, subject.student, subject.teacher, optimizer, part,
@@ -336,11 +356,13 @@ def measured(subject: Subject, part: minisd.Batch, tokens: float) -> dict[str, f
         one, rows=part.rows[:1], rewards=part.rewards[:1],
         shown={kind: p.take(torch.arange(1)) for kind, p in part.shown.items()})
     step_on(one)
-    short, long = (seconds(decode, subject.device, count) for count in (1, 1 + DECODED))
-    before = memory(subject.device, reset=True)
-    spent = seconds(step_on, subject.device, part)
+    start = now(subject.device)
+    first, *_, last = decoded()
+    before, begun = memory(subject.device, reset=True), now(subject.device)
+    step_on(part)
+    spent = now(subject.device) - begun
     once, mask = spent - optimizer.seconds, part.completions.mask
-    sampling = short + (long - short) / DECODED * tokens if method.student_frac else 0.0
+    sampling = first - start + (last - first) / DECODED * tokens if method.student_frac else 0.0
     whole = once * asked.batch_size * tokens / mask.sum().item()
     return {
         "sampling_s": sampling, "micro_batch_s": once, "optimizer_s": optimizer.seconds,
@@ -349,12 +371,11 @@ def measured(subject: Subject, part: minisd.Batch, tokens: float) -> dict[str, f
     }
 
 
-def seconds(work: Callable, device: torch.device, *arguments: Any) -> float:
-    start = time.perf_counter()
-    work(*arguments)
+def now(device: torch.device) -> float:
+    """Seconds on a clock, when all that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 def memory(device: torch.device, reset: bool = False) -> int:

@@ -60,13 +60,13 @@ MOVED = 0.05  # a smaller change has no sign that matters
 ENOUGH, SIGNS = 4, 0.75  # runs that moved; the share of right signs below which a law failed
 
 
-def record_of(triples: list[tuple[float, float, float]]) -> dict:
-    """Root mean square error, and right signs, of (predicted, measured, before)."""
-    moved = [(p, a, b) for p, a, b in triples if abs(a - b) > MOVED]
-    right = sum((p > b) == (a > b) for p, a, b in moved)
+def record_of(changes: list[tuple[float, float]]) -> dict:
+    """Root mean square error, and right signs, of (predicted, measured) changes (fractions)."""
+    moved = [(p, m) for p, m in changes if abs(m) > MOVED]
+    right = sum(p * m > 0 for p, m in moved)
     return {
-        "runs": len(triples), "moved": len(moved), "signs_frac": right / max(1, len(moved)),
-        "error_frac": math.sqrt(sum((p - a) ** 2 for p, a, _ in triples) / len(triples)),
+        "runs": len(changes), "moved": len(moved), "signs_frac": right / max(1, len(moved)),
+        "error_frac": math.sqrt(sum((p - m) ** 2 for p, m in changes) / len(changes)),
     }
 
 
@@ -74,12 +74,15 @@ def track_record(real: bool, results: Path = RESULTS) -> dict:
     """How far off the law has been: in the toy and, once it was tried, on a real checkpoint."""
     points = json.loads((results / "forecasts.json").read_text())
     found = {"failed": False, "toy": record_of(
-        [(p["predicted"][LAW], p["after_fresh"], p["before_fresh"]) for p in points])}
+        [(p["predicted"][LAW] - p["before_fresh"], p["after_fresh"] - p["before_fresh"])
+         for p in points])}
     path = results / "preflight.json"
     points = json.loads(path.read_text())["points"] if real and path.exists() else []
     if points := [p for p in points if p.get("after_fresh") is not None]:
+        # From the law's own samples before the run: those of the measurement are others.
         x = found["real"] = record_of(
-            [(p["predicted_fresh"], p["after_fresh"], p["before_fresh"]) for p in points])
+            [(p["predicted_fresh"] - p["now_fresh"], p["after_fresh"] - p["before_fresh"])
+             for p in points])
         found["failed"] = x["moved"] >= ENOUGH and x["signs_frac"] < SIGNS
     return found | {"error_frac": found.get("real", found["toy"])["error_frac"]}
 

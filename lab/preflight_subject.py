@@ -14,7 +14,7 @@ from torch import Tensor
 import lab.extra_losses  # noqa: F401 (its rows)
 import minisd
 import toy_tasks
-from lab import base, flags, hf, identity, storage
+from lab import base, distributed, flags, hf, identity, storage
 from lab.evaluation import seeded
 from lab.forecast import TOY_CLASSES, Look, token_classes
 from lab.preflight_law import TEXT_CLASSES
@@ -25,7 +25,7 @@ from toy_tasks import Toy
 # 1. Settings -----------------------------------------------------------------------------
 LEAST = {"seed": 0, "train_problems": 0, "threads": 0, "fix_problems": 0, "problems": 8}
 # With a checkpoint: those of train_gpt.py, but for what would take minutes.
-REAL = hf.CHECKPOINT_DEFAULTS | {"max_new_tokens": 96, "problems": 64, "fix_problems": 0}
+REAL = hf.CHECKPOINT_DEFAULTS | {"max_new_tokens": 80, "problems": 64, "fix_problems": 0}
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ def parse(arguments: list[str], prog: str, description: str) -> Settings:
         flags.check_context(toy, set(method.contexts), method.reward_weight < 1)
     elif toy != Toy():
         raise ValueError("--init: with flags of the toy; allowed: without them")
+    for name in ("compile", "shard"):  # a forecast and a cost that these would not change mislead
+        if getattr(checkpoint, name):
+            words = "allowed: without it (one process looks, and compiles nothing)"
+            raise ValueError(f"--{name}: True; {words}")
     return asked, method, toy, checkpoint
 
 
@@ -209,6 +213,8 @@ def subject_of(asked: Preflight, method: Method, toy: Toy, c: hf.Checkpoint) -> 
         flags.check_contexts(method, task)
         student, _ = base.base_model(world, asked.seed, **how)
     flags.check_contexts(method, task)
+    if c.activation_checkpointing:
+        distributed.checkpoint_blocks(student)
     if needed and name in base.EXTERNAL_BASES and not c.init:
         external, _ = base.external_base(name, world, **how)
     elif needed:

@@ -11,6 +11,7 @@ never made again, and finished runs are not repeated.
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -18,10 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lab import forecast, preflight_law, runs
 from lab.base import progress
+from lab.evaluation import evaluate
 from lab.flags import OneLineParser, out_folder, run_main
 from lab.forecast import HINTED, LAWS, NOW, token_classes
 from lab.measures.formulas import mean_and_error
@@ -29,6 +32,7 @@ from lab.preflight_law import LAW, MOVED, NUMBERS, OPERATORS, record_of, verdict
 from lab.preflight_subject import parse, subject_of
 from lab.report import save_figure
 from lab.storage import read_summary, write_atomically, write_json
+from lab.timing import table
 from lab.word_problems import DOUBTS, worked
 
 # 1. Settings --------------------------------------------------------------------------------------
@@ -127,7 +131,8 @@ def predicted(place: Place, s: Setting) -> dict:
     """
     variants = VARIANTS if s in SETTINGS[:ALL_CLASSES] else {CHOSEN: VARIANTS[CHOSEN]}
     words = ["--method", s.method, "--context", s.context, "--init", place.start(s), "--data",
-             str(place.data[s.data]), "--dtype", "bfloat16", "--threads", "1", "--micro_batch", "8"]
+             str(place.data[s.data]), "--dtype", "bfloat16", "--threads", "1", "--micro_batch", "8",
+             "--max_new_tokens", "96"]
     subject = subject_of(*parse(words, "python -m lab.preflight_table", ""))
     for name, (law, classes) in variants.items():
         forecast.LAWS[name] = with_classes(law, token_classes(subject.words, CLASSES[classes]))
@@ -151,48 +156,83 @@ def with_classes(law: str, classes: Tensor) -> Callable:
     return lambda student, teacher, _, law=LAWS[law]: law(student, teacher, classes)
 
 
-# 3. Table and picture -----------------------------------------------------------------------------
+# 3. Measurements ----------------------------------------------------------------------------------
+TRIES = 4  # completions of each fresh problem
+
+
+@functools.cache
+def right_frac(checkpoint: str) -> Tensor:
+    """How often a checkpoint is right on each fresh problem of DATA, (FRESH,), on one chance."""
+    words = ["--init", checkpoint, "--data", str(DATA), "--dtype", "bfloat16", "--threads", "1",
+             "--max_new_tokens", "96"]
+    x = subject_of(*parse(words, "python -m lab.preflight_table", ""))
+    found = evaluate(x.task, x.student, "fresh", count=TRIES * FRESH, seed=0, sizes=x.sizes(1, 1))
+    return torch.tensor(found.rewards).view(TRIES, FRESH).mean(0)
+
+
+def measured(place: Place, s: Setting) -> dict:
+    """Accuracy on fresh problems before and after a run, which is made if there is none."""
+    command = place.command(s)
+    if not (Path(command[-1]) / "summary.json").exists():
+        runs.run_command(command)
+    before = right_frac(place.start(s))
+    after = right_frac(str(Path(command[-1]) / "checkpoint"))
+    greedy, found = read_summary(Path(command[-1])), {}
+    for when, x in (("before", before), ("after", after)):
+        found[f"{when}_fresh"] = x.mean().item()
+        found[f"greedy_{when}_fresh"] = greedy[when]["fresh"]["accuracy_frac"]
+    return found | {"change_se_frac": mean_and_error(after - before)[1]}
+
+
+# 4. Table and picture -----------------------------------------------------------------------------
 HEAD = """# Preflight on real weights
 
 {count} settings of SmolLM2-135M-Instruct on lab/data/word_problems.jsonl, each predicted before the
 first of them was trained (`python -m lab.preflight_table --init out/smollm2-135m`).
 
-Accuracy is that on {fresh} fresh problems, one completion each: a measured value has a standard
-error of up to .06. A warm start is so many steps of imitation of references, half of which say the
-answer at once and half work and check. The data set `mixed` is that file; in `sure` and `careful`
-the same problems have solutions of the one and of the other kind.
+A warm start is so many steps of imitation of references, half of which say the answer at once and
+half work and check. The data set `mixed` is that file; in `sure` and `careful` the same problems
+have solutions of the one and of the other kind. All is about {fresh} fresh problems: `now`, `with
+the hint` and the law have one sample of each before the run, `measured` has {tries} samples of each
+at temperature 1, before the run and after it, on the same chance. Intervals are two standard
+errors; that of a prediction holds the law's own error in the toy. `greedy` is what the run itself
+reports, from its likeliest tokens, before and after.
 
-| context | data | method | warm start | before | with the hint | predicted | verdict | measured |
-|---|---|---|---|---|---|---|---|---|
 """
 RIVALS = {"nothing will change": "now_fresh", "accuracy with the hint": "hinted_fresh"}
+COLUMNS = ("context", "data", "method", "warm start", "now", "with the hint", "predicted",
+           "verdict", "measured", "measured change", "greedy")
 
 
 def report(points: list[dict]) -> str:
     """preflight.md: predicted against measured, whatever came out."""
-    lines = [HEAD.format(count=len(points), fresh=FRESH).rstrip("\n")]
+    rows = []
     for p in points:
-        after = p.get("after_fresh")
-        measured = "not run yet"
+        change, after, last = p["predicted_fresh"] - p["now_fresh"], p.get("after_fresh"), []
         if after is not None:
-            measured = f"{after:.2f} (before the run {p['before_fresh']:.2f})"
-        cells = (p["context"], p["data"], p["method"], p["warm"], f"{p['now_fresh']:.2f}",
-                 f"{p['hinted_fresh']:.2f}",
-                 f"{p['predicted_fresh']:.2f} +- {p['half_width_frac']:.2f}", p["verdict"],
-                 measured)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+            last = [f"{p['before_fresh']:.2f} -> {after:.2f}",
+                    f"{after - p['before_fresh']:+.2f} +- {2 * p['change_se_frac']:.2f}",
+                    f"{p['greedy_before_fresh']:.2f} -> {p['greedy_after_fresh']:.2f}"]
+        rows.append((p["context"], p["data"], p["method"], p["warm"], f"{p['now_fresh']:.2f}",
+                     f"{p['hinted_fresh']:.2f}",
+                     f"{p['predicted_fresh']:.2f} ({change:+.2f} +- {p['half_width_frac']:.2f})",
+                     p["verdict"], *(last or ("not run yet", "", ""))))
+    head = HEAD.format(count=len(points), fresh=FRESH, tries=TRIES)
+    lines = [head + table(COLUMNS, rows), ""]
     done = [p for p in points if p.get("after_fresh") is not None]
     if not done:
-        lines += ["", "None of the runs has been made yet.", "", *classes_words(points), ""]
-        return "\n".join(lines)
-    lines += ["", f"{len(done)} of {len(points)} have been run. A change above {MOVED} has a sign.",
-              "", "| forecast | root mean square error | right sign |", "|---|---|---|"]
-    for name, values in forecasts_of(done).items():
-        x = record_of([(v, p["after_fresh"], p["before_fresh"]) for v, p in zip(values, done)])
-        lines.append(f"| {name} | {x['error_frac']:.3f} | {x['signs_frac']:.0%} of {x['moved']} |")
-    right = [p for p in done if p["verdict"].startswith("likely")]
-    lines += ["", verdict_words(right)]
-    return "\n".join([*lines, "", *classes_words(points), ""])
+        return "\n".join([*lines, "None of the runs has been made yet.", "",
+                          *classes_words(points), ""])
+    records = []
+    for name, key in ({"law, corrected": "predicted_fresh"} | RIVALS).items():
+        x = record_of([(p[key] - p["now_fresh"], p["after_fresh"] - p["before_fresh"])
+                       for p in done])
+        records.append((name, f"{x['error_frac']:.3f}", f"{x['signs_frac']:.0%} of {x['moved']}"))
+    names = ("forecast of the change", "root mean square error", "right sign")
+    told = [p for p in done if p["verdict"].startswith("likely")]
+    lines += [f"{len(done)} of {len(points)} have been run. A measured change above {MOVED} has a "
+              "sign.", "", table(names, records), "", verdict_words(told), ""]
+    return "\n".join([*lines, *classes_words(points), ""])
 
 
 def classes_words(points: list[dict]) -> list[str]:
@@ -213,32 +253,32 @@ def verdict_words(told: list[dict]) -> str:
     return f"Verdicts other than `cannot tell`: {len(told)}, of which {sum(held)} came true."
 
 
-def forecasts_of(points: list[dict]) -> dict[str, list[float]]:
-    names = {"law, corrected": "predicted_fresh"} | RIVALS
-    return {name: [p[key] for p in points] for name, key in names.items()}
-
-
 def draw(path: Path, points: list[dict]) -> None:
-    """preflight.png: predicted against measured accuracy on fresh problems."""
+    """preflight.png: the change of accuracy on fresh problems as predicted and as measured."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.5 * len(points)), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    for p in points:
-        x, y = p["predicted_fresh"], p["after_fresh"]
-        axes.plot([x, x], [p["before_fresh"], y], color="0.8", zorder=1)
-        axes.plot(x, p["before_fresh"], "o", color="C1", zorder=2)
-        axes.errorbar(x, y, yerr=2 * (y * (1 - y) / FRESH) ** 0.5, fmt="o", color="C0", zorder=3)
-        words = f" {p['context']}, {p['data']}, {p['method']}, {p['warm']}"
-        axes.annotate(words, (x, y), fontsize=7)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted accuracy on fresh problems (fraction)",
-             ylabel="measured, blue; before the run, orange (fraction)",
-             title="SmolLM2-135M: context, data, method, steps of the warm start")
+    axes.axvline(0, color="0.6", linewidth=1)
+    for i, p in enumerate(reversed(points)):
+        predicted, measured = (p["predicted_fresh"] - p["now_fresh"],
+                               p["after_fresh"] - p["before_fresh"])
+        for y, x, half, colour, name in (
+            (i + 0.12, predicted, p["half_width_frac"], "C1", "predicted before the run"),
+            (i - 0.12, measured, 2 * p["change_se_frac"], "C0", "measured"),
+        ):
+            label = {"label": name} if i == 0 else {}
+            axes.errorbar(x, y, xerr=half, fmt="o", color=colour, capsize=3, **label)
+    names = [f"{p['context']}, {p['data']} data, {p['method']}, {p['warm']} warm steps"
+             for p in reversed(points)]
+    axes.set_yticks(range(len(points)), names)
+    figure.suptitle("SmolLM2-135M: accuracy on fresh problems after self-distillation, less before")
+    axes.set_xlabel("change (fraction of problems), with two standard errors")
+    axes.legend(loc="best")
     save_figure(path, figure)
 
 
-# 4. Command line ----------------------------------------------------------------------------------
+# 5. Command line ----------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> None:
@@ -249,21 +289,21 @@ def main(arguments: list[str]) -> None:
     points = known_points(path)
     for s in progress(SETTINGS, "predictions"):
         if s.name not in points:
-            if s.warm:
-                once(place.warm_up(s.warm))
+            warm_up = place.warm_up(s.warm)
+            if s.warm and not (Path(warm_up[-1]) / "summary.json").exists():
+                runs.run_command(warm_up)
             points[s.name] = predicted(place, s)
             save(path, points)
             print(f"predicted: {s.name} {points[s.name]['predicted_fresh']:.2f}", flush=True)
     if given.predict:
         return print(f"written: {path}, {len(points)} predictions")
     for s in progress(SETTINGS, "runs"):
-        summary = once(place.command(s))
-        before, after = (summary[when]["fresh"] for when in ("before", "after"))
-        points[s.name] |= {
-            "before_fresh": before["accuracy_frac"], "after_fresh": after["accuracy_frac"],
-            "after_markers": after["markers_per_completion"]}
+        if "after_fresh" in points[s.name]:
+            continue
+        found = measured(place, s)
+        points[s.name] |= found
         save(path, points)
-        print(f"measured: {s.name} {before['accuracy_frac']:.2f} -> {after['accuracy_frac']:.2f}",
+        print(f"measured: {s.name} {found['before_fresh']:.2f} -> {found['after_fresh']:.2f}",
               flush=True)
     print(f"{report(list(points.values()))}\nwritten: {path}, preflight.md, preflight.png")
 
@@ -304,14 +344,6 @@ def save(path: Path, points: dict[str, dict]) -> None:
     write_atomically(path.with_suffix(".md"), lambda p: p.write_text(report(rows)))
     if done := [p for p in rows if p.get("after_fresh") is not None]:
         draw(path.with_suffix(".png"), done)
-
-
-def once(words: list[str]) -> dict:
-    """The summary of a run, which is made if there is none."""
-    folder = Path(words[-1])
-    if not (folder / "summary.json").exists():
-        runs.run_command(words)
-    return read_summary(folder)
 
 
 if __name__ == "__main__":

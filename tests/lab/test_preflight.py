@@ -286,6 +286,18 @@ def test_half_a_hint_lies_between_the_student_and_the_hinted_teacher(monkeypatch
     torch.testing.assert_close(by[0.5], mixed.log_softmax(-1))
 
 
+def test_the_pool_is_forecast_on_problems_that_were_looked_at_before():
+    """Catches other problems than the pool's, whose completions cost minutes to write again."""
+    looked_at = subject(METHODS["sdpo"])
+    x = preflight.on_pool(looked_at, ("solution", 1.0, 0.0))
+    right = torch.tensor([row.reward for row in looked_at.rows])
+    assert torch.equal(x[forecast.NOW].float(), right)
+    assert len(x[forecast.HINTED]) == len(x["law_accuracy_frac"]) == len(right)
+    looked_at.rows = looked_at.rows[:1]
+    with pytest.raises(ValueError, match="--context: 'solution'; allowed: one that two of"):
+        preflight.on_pool(looked_at, ("solution", 1.0, 0.0))
+
+
 def test_the_verdict_keeps_within_the_interval_and_a_law_that_failed_gives_none():
     """Catches a promise from noise, and one that real runs have broken."""
     verdict = preflight_law.verdict
@@ -303,7 +315,7 @@ def test_the_record_of_the_law_is_what_was_published(tmp_path):
     source = preflight_law.RESULTS / "forecasts.json"
     (tmp_path / "forecasts.json").write_text(source.read_text())
     assert preflight_law.track_record(True, tmp_path) == toy
-    point = {"predicted_fresh": 0.9, "after_fresh": 0.2, "before_fresh": 0.5}
+    point = {"now_fresh": 0.4, "predicted_fresh": 0.8, "after_fresh": 0.2, "before_fresh": 0.5}
     points = {"points": [point] * 4 + [{"predicted_fresh": 0.5}]}
     (tmp_path / "preflight.json").write_text(json.dumps(points))
     real = preflight_law.track_record(True, tmp_path)
@@ -339,15 +351,21 @@ def test_a_page_is_printed_and_nothing_is_trained(method, tmp_path, cache_dir, c
         assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_checkpoint_is_looked_at_as_well(tmp_path, capsys):
-    """Catches what text has and the toy has not: a chat, classes of tokens, a real horizon."""
+def test_a_checkpoint_is_looked_at_as_well(tmp_path, capsys, monkeypatch):
+    """Catches what text has and the toy has not: a chat, classes of tokens, a real horizon.
+
+    Also a cost without the blocks that are computed twice.
+    """
+    twice = []
+    monkeypatch.setattr(preflight_subject.distributed, "checkpoint_blocks", twice.append)
     pytest.importorskip("transformers")
     from test_real_checkpoints import make_checkpoint
 
     init, data = make_checkpoint(tmp_path / "tiny")
     at = SMALL.index("--pretrain_steps")
     preflight.main(["--init", init, "--data", data, "--out_dir", str(tmp_path / "out"),
-                    *SMALL[:at], *SMALL[at + 2 :]])
+                    "--activation_checkpointing", *SMALL[:at], *SMALL[at + 2 :]])
+    assert len(twice) == 1
     said = capsys.readouterr().out
     x = json.loads((tmp_path / "out/preflight.json").read_text())
     assert x["forecast"]["hypothesis"] and "a hypothesis" in said.lower()
@@ -371,7 +389,7 @@ def test_the_weights_are_the_same_after_the_cost_was_measured():
 @pytest.mark.parametrize("words", [
     "--method nope", "--problems 1", "--batch_size 6 --group_size 4", "--init somewhere",
     "--divergence top_k_reverse_kl --top_k 1 --top_k_tail renormalised",
-    "--context none", "--method rlvr_teacher",
+    "--context none", "--method rlvr_teacher", "--compile", "--shard",
 ])
 def test_bad_input_is_one_line(words, tmp_path, monkeypatch, capsys):
     """Catches a traceback, and files that are written before the input is known to be good."""
@@ -412,10 +430,15 @@ def point(**more) -> dict:
 def test_the_report_says_what_was_not_run_and_what_came_true(tmp_path):
     """Catches a table that looks finished, and a verdict that is counted although it failed."""
     assert "None of the runs has been made yet" in preflight_table.report([point()])
-    rows = [point(before_fresh=0.5, after_fresh=0.2), point(before_fresh=0.5, after_fresh=0.9)]
+    run = {"before_fresh": 0.6, "change_se_frac": 0.03, "greedy_before_fresh": 0.7,
+           "greedy_after_fresh": 0.1}
+    rows = [point(after_fresh=0.3, **run), point(after_fresh=1.0, **run)]
     said = preflight_table.report(rows)
     assert "Verdicts other than `cannot tell`: 2, of which 1 came true." in said
+    assert "| 0.30 (-0.20 +- 0.10) |" in said and "| 0.60 -> 0.30 | -0.30 +- 0.06 | 0.70" in said
+    # A change of -.2 is predicted, once it is -.3 and once +.4; none is no sign.
     assert "| law, corrected | 0.430 | 50% of 2 |" in said
+    assert "| nothing will change | 0.354 | 0% of 2 |" in said
     path = tmp_path / "preflight.json"
     preflight_table.save(path, {"a": rows[0]})
     assert preflight_table.known_points(path) == {preflight_table.SETTINGS[0].name: rows[0]}
