@@ -22,7 +22,7 @@ from lab.bridge_script import VERSION
 from lab.runs import ROOT
 from lab.text_tasks import TextTask
 from lab.timing import alternate, clock, table
-from minisd import GPT, GPTConfig, Prompts, Sizes, Teacher
+from minisd import GPT, Batch, GPTConfig, Prompts, Sizes, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,10 +141,7 @@ def step_seconds(
 
     change: further students, by name, each made of a copy of the checkpoint.
     """
-    flags = {"method": "sdpo", "init": init, "data": data, "micro_batch": sizes.batch_size,
-             **vars(sizes)}
-    settings, _ = bridge.parse(["trl", *(f"--{name}={value}" for name, value in flags.items())])
-    task, (student, _) = bridge.task_of(settings), hf.load(init, device=device)
+    settings, task, student = step_subject(init, data, sizes, device)
     made = {"minisd": student} | {
         name: turn(copy.deepcopy(student)) for name, turn in (change or {}).items()}
     ours = {name: step_of(settings, task, model) for name, model in made.items()}
@@ -153,16 +150,35 @@ def step_seconds(
     return in_turns_with_trl(settings, task, ours, repetitions, device)
 
 
+def step_subject(
+    init: Path, data: Path, sizes: StepSizes, device: str = "cpu"
+) -> tuple[bridge.Settings, TextTask, GPT]:
+    """Settings, task and student of such a step."""
+    flags = {"method": "sdpo", "init": init, "data": data, "micro_batch": sizes.batch_size,
+             **vars(sizes)}
+    settings, _ = bridge.parse(["trl", *(f"--{name}={value}" for name, value in flags.items())])
+    return settings, bridge.task_of(settings), hf.load(init, device=device)[0]
+
+
+def sizes_of(s: bridge.Settings) -> Sizes:
+    return Sizes(s.run.batch_size // s.run.group_size, s.run.group_size, s.run.max_new_tokens,
+                 dtype=s.checkpoint.dtype)
+
+
+def batch_of(s: bridge.Settings, task: TextTask, student: GPT) -> Batch:
+    """The first batch of a run."""
+    chance = random.Random(0), torch.Generator(student.norm.weight.device).manual_seed(0)
+    return minisd.rollout(s.method, task, student, Teacher(s.method, student), *chance, sizes_of(s))
+
+
 def step_of(s: bridge.Settings, task: TextTask, student: GPT) -> Callable[[], None]:
     """A function that makes a step: texts, teacher, loss, gradient, optimiser."""
     device, teacher = student.norm.weight.device, Teacher(s.method, student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=s.method.learning_rate)
     rng, generator = random.Random(0), torch.Generator(device).manual_seed(0)
-    sizes = Sizes(s.run.batch_size // s.run.group_size, s.run.group_size, s.run.max_new_tokens,
-                  dtype=s.checkpoint.dtype)
 
     def step() -> None:
-        batch = minisd.rollout(s.method, task, student, teacher, rng, generator, sizes)
+        batch = minisd.rollout(s.method, task, student, teacher, rng, generator, sizes_of(s))
         minisd.step(s.method, student, teacher, optimizer, batch)
         teacher.update(1)
 

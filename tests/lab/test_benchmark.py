@@ -1,5 +1,6 @@
 """Laws of the benchmark: every table at its smallest size, limits and slopes by hand."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toy_tasks
 import train_gpt
-from lab import base, benchmark, timing
+from lab import base, benchmark, limits, timing
 from lab.benchmark import SECTIONS, Amount, Shape, Stopwatch
 from lab.flags import run_main
+from lab.peers import StepSizes
 from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes
 
 SMALL = GPTConfig(11, n_layers=3, width=12, n_heads=4, n_kv_heads=2, head_dim=6, mlp_width=10)
@@ -65,6 +67,7 @@ def test_sampling_compares_with_transformers_on_the_same_work(untrained, monkeyp
     assert [row[-1] for row in rows] == ["3.5", "3.5", "1.5", "1.5"]
     for row in rows:
         ours, theirs, ratio = (float(x.replace(",", "")) for x in row[4:7])
+        assert (row[7] == "-") == (row[3] == "at the end token") and row[7] != "0.00"
         assert ratio == pytest.approx(ours / theirs, rel=0.01, abs=0.01)
 
 
@@ -102,11 +105,13 @@ def test_a_step_stands_beside_that_of_trl(monkeypatch):
         return {"minisd": 0.05, benchmark.TRL: 0.6}
 
     monkeypatch.setattr(benchmark, "step_seconds", seconds)
-    text = benchmark.beside_trl(LEAST)
-    assert rows_of(text) == [["minisd", "50", "1.0"],
-                             ["TRL 1.16.0 SDPOTrainer, same batch", "600", "12.0"]]
-    assert asked == [(True, True, LEAST.beside_trl, 1)]
-    assert "128 completions of 32 tokens" in text
+    text = benchmark.beside_trl(dataclasses.replace(LEAST, beside_trl=StepSizes(4, 2, 3)))
+    assert rows_of(text)[:2] == [["minisd", "50", "1.0"],
+                                 ["TRL 1.16.0 SDPOTrainer, same batch", "600", "12.0"]]
+    assert [row[0] for row in rows_of(text)[2:]] == [
+        f"matrix products alone, {words}" for words in ("tokens", benchmark.PADDED)]
+    assert asked == [(True, True, StepSizes(4, 2, 3), 1)]
+    assert "4 completions of 3 tokens" in text
 
 
 def test_pretraining_has_its_limit(untrained, tmp_path):
@@ -115,7 +120,7 @@ def test_pretraining_has_its_limit(untrained, tmp_path):
     (name, speed, _), (limit, most, _) = rows_of(text)
     assert (name, limit) == ("pretraining", "matrix products alone")
     ratio = float(most.replace(",", "")) / float(speed.replace(",", ""))
-    said = float(text.split("limit = ")[1].split(". ")[0])
+    said = float(text.split("limit = ")[1].split(", from 1 steps.")[0])
     assert said == pytest.approx(ratio, rel=0.01, abs=0.06)
 
 
@@ -193,7 +198,7 @@ def test_a_slope_is_an_exponent():
 
 def test_products_are_those_of_the_model():
     """Catches a limit that leaves out a projection, grouped heads, or the backward pass."""
-    shapes = benchmark.product_shapes(SMALL)
+    shapes = limits.product_shapes(SMALL)
     block = [(12, 24), (12, 12), (12, 12), (24, 12), (12, 10), (12, 10), (10, 12)]
     assert shapes == block * 3 + [(12, 11)]
     model = GPT(SMALL)
@@ -202,8 +207,24 @@ def test_products_are_those_of_the_model():
     macs = sum(i * o for i, o in shapes)
     for backward, times in ((False, 2), (True, 6)):  # two operations a product; three products
         with FlopCounterMode(display=False) as counter:
-            benchmark.products(SMALL, 5, backward)()
+            limits.products(SMALL, 5, backward)()
         assert counter.get_total_flops() == times * 5 * macs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_of_decoding_multiplies_attends_and_draws(dtype, monkeypatch):
+    """Catches a limit without attention, with that to one position, or with ungrouped heads."""
+    attend, shapes = torch.nn.functional.scaled_dot_product_attention, []
+
+    def seen(q, k, v, bias):
+        shapes.append((*q.shape, *k.shape, *v.shape, q.dtype))
+        return attend(q, k, v, bias)
+
+    monkeypatch.setattr(limits.F, "scaled_dot_product_attention", seen)
+    with FlopCounterMode(display=False) as counter:  # it does not know attention on a CPU
+        limits.decoding(SMALL, 5, 9, dtype)()
+    assert counter.get_total_flops() == 2 * 5 * sum(i * o for i, o in limits.product_shapes(SMALL))
+    assert shapes == [(5, 2, 2, 6, 5, 2, 9, 6, 5, 2, 9, 6, dtype)] * SMALL.n_layers
 
 
 def test_tokens_and_padding_are_counted_by_hand():

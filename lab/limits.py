@@ -1,0 +1,53 @@
+"""The arithmetic of a model and nothing else: no program with these kernels can be faster."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+import minisd
+from minisd import GPTConfig
+
+
+def product_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+    """(inputs, outputs) of every matrix product of the model; it multiplies their sum per token."""
+    C, M, D, Q = config.width, config.mlp_width, config.head_dim, config.n_heads
+    attention = [(C, Q * D), (C, config.n_kv_heads * D), (C, config.n_kv_heads * D), (Q * D, C)]
+    block = [*attention, (C, M), (C, M), (M, C)]
+    return block * config.n_layers + [(C, config.vocab_size)]
+
+
+def products(config: GPTConfig, tokens: int, backward: bool) -> Callable[[], None]:
+    """A function that computes the model's matrix products for so many tokens, and nothing else."""
+    operands = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o))
+                for i, o in product_shapes(config)]
+
+    def run() -> None:
+        for x, weight, gradient in operands:
+            F.linear(x, weight)
+            if backward:
+                gradient @ weight
+                gradient.T @ x
+
+    return run
+
+
+def decoding(config: GPTConfig, rows: int, length: int, dtype: torch.dtype) -> Callable[[], None]:
+    """One token of so many texts: products, attention to `length` positions, the draw alone."""
+    c, like = config, torch.zeros((), dtype=dtype)
+    operands = [(like.new_ones(rows, i), like.new_ones(o, i)) for i, o in product_shapes(c)]
+    q = like.new_ones(rows, c.n_kv_heads, c.n_heads // c.n_kv_heads, c.head_dim)
+    # Each block has a cache of its own: they do not fit into the processor's.
+    kv = like.new_ones(2, c.n_layers, rows, c.n_kv_heads, length, c.head_dim)
+    bias, chance = like.new_zeros(rows, 1, 1, length), torch.full((rows,), 0.5)
+    logits = torch.zeros(rows, c.vocab_size)
+
+    @torch.no_grad()
+    def run() -> None:
+        for x, weight in operands:
+            F.linear(x, weight)
+        for k, v in zip(*kv):
+            F.scaled_dot_product_attention(q, k, v, bias)
+        minisd.pick_token(logits, chance, 1.0)
+
+    return run
