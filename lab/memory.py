@@ -1,9 +1,14 @@
-"""How much memory a program has needed."""
+"""How much memory a program has needed, and whether it keeps what it has freed."""
 
+import ctypes
+import platform
 import re
 from pathlib import Path
 
 import torch
+
+HAS_GLIBC = platform.libc_ver()[0] == "glibc"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of malloc.h
 
 
 def peak_mib() -> float:
@@ -19,3 +24,21 @@ def peak_mib() -> float:
             return on_card
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return max(held, on_card)
+
+
+def keep_what_is_freed() -> None:
+    """From now on the C library keeps large pieces of memory that were freed, for the next use.
+
+    Else it hands them back, and gets them again as pages of zeros, at every layer: a tenth of the
+    time at 135M parameters. Does nothing where the library is not glibc.
+    """
+    if HAS_GLIBC:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def hand_back() -> None:
+    """What was kept goes back to the system, so that a peak can be measured."""
+    if HAS_GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)

@@ -30,6 +30,7 @@ from lab.fixes.row import Recipe
 from lab.forecast import HINTED, NOW
 from lab.measures.errors import first_wrong_token
 from lab.measures.formulas import binned_means
+from lab.memory import hand_back, keep_what_is_freed
 from lab.preflight_law import CORRECTION, KINDS, LAW, Hint, hint_of, law_of, track_record, verdict
 from lab.preflight_subject import Subject, parse, subject_of
 from lab.report import READINGS
@@ -386,6 +387,7 @@ def memory(device: torch.device, reset: bool = False) -> int:
         return torch.cuda.max_memory_allocated(device)
     try:
         if reset:
+            hand_back()
             Path("/proc/self/clear_refs").write_text("5")
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     except (OSError, TypeError):
@@ -405,6 +407,8 @@ def main(arguments: list[str]) -> None:
     flags.require_packages("matplotlib.figure", *(hf.NEEDED if settings[3].init else ()))
     folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     start = time.perf_counter()
+    if settings[3].init:
+        keep_what_is_freed()
     subject = subject_of(*settings)
     spent = {"loading": time.perf_counter() - start}
     found: dict[str, Any] = {"seconds": spent, "settings": {

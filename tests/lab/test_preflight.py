@@ -13,9 +13,11 @@ from torch import Tensor
 import minisd
 import toy_tasks
 from lab import (
+    benchmark,
     forecast,
     hf,
     lints,
+    memory,
     preflight,
     preflight_law,
     preflight_page,
@@ -477,3 +479,28 @@ def test_an_arena_target_that_is_the_asked_one_leaves_the_forecast(monkeypatch):
     mine = next(row for row in rows if row["fix"] == "the arena's same")
     assert mine["difference_frac"] == 0.0 and 0 < mine["predicted_fresh_accuracy_frac"] < 1
     assert any(row["difference_frac"] for row in rows)
+
+
+# 6. Memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not memory.HAS_GLIBC, reason="it keeps nothing elsewhere")
+def test_freed_memory_is_kept_until_it_is_handed_back():
+    """Catches a library that is not told, and a peak that is measured over what was freed."""
+    told = benchmark.child("""
+from pathlib import Path
+from lab.memory import hand_back, keep_what_is_freed
+
+def held_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+keep_what_is_freed()
+before = held_mib()
+pieces = [b"x" * 2**26 for _ in range(3)]  # 64 MiB each, above the limit of its heap
+del pieces
+kept = held_mib() - before
+hand_back()
+print(kept, held_mib() - before)
+""")
+    kept, left = map(int, told.split())
+    assert kept > 180 and left < 20
