@@ -1,4 +1,8 @@
-"""The arithmetic of a model and nothing else: no program with these kernels can be faster."""
+"""The arithmetic of a model and nothing else, as it is done here: products, attention, draws.
+
+No strict bound: fewer and larger products are some 5 to 10 % faster, and a program that reads the
+prompt of a group once in the loss as well multiplies less.
+"""
 
 from collections.abc import Callable
 

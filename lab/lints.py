@@ -162,7 +162,7 @@ def read_logits(method: Method, student: Any, terms: list, batch: Batch) -> tupl
 
 def is_divergence(loss: Loss) -> Finding:
     """>= 0 everywhere, and 0 where student and teacher agree. A surrogate's value says nothing."""
-    if not loss.distils:
+    if not loss.distils or not loss.counted.any():
         return None
     values = loss.credits(loss.student, loss.teacher)
     agreed = loss.credits(loss.teacher, loss.teacher).abs().max().item()

@@ -180,11 +180,11 @@ def sampled(subject: Subject, hint: Hint, split: str, count: int) -> dict[str, T
 
 
 def on_pool(subject: Subject, hint: Hint) -> dict[str, Tensor]:
-    """As `sampled`, on the problems of the pool whose completions were looked at before."""
+    """As `sampled`, on problems of the pool whose completions were looked at before, if any were.
+    """
     look, rows = subject.look(hint[0], (law_of(hint),)), subject.rows
-    if len(rows) < 2:
-        words = f"allowed: one that two of {len(subject.groups)} problems have, or more --problems"
-        raise ValueError(f"--context: {hint[0]!r}; {words}")
+    if len(rows) < 2:  # where no sibling is right: others may have one
+        return sampled(subject, hint, "train", max(4, subject.asked.problems // 2))
     rng, generator = subject.chance("pool")
     size = len(rows), subject.asked.max_new_tokens
     uniforms = torch.rand(size, generator=generator, device=subject.device)

@@ -158,6 +158,8 @@ def with_classes(law: str, classes: Tensor) -> Callable:
 
 # 3. Measurements ----------------------------------------------------------------------------------
 TRIES = 4  # completions of each fresh problem
+MEASURED = {"before_fresh", "after_fresh", "greedy_before_fresh", "greedy_after_fresh",
+            "change_se_frac"}
 
 
 @functools.cache
@@ -331,6 +333,10 @@ def known_points(path: Path) -> dict[str, dict]:
     try:
         points = {Setting(**{f.name: p[f.name] for f in dataclasses.fields(Setting)}).name: p
                   for p in json.loads(path.read_text())["points"]}
+        for p in points.values():
+            if not p.keys() >= MEASURED:  # of an older version: measured anew
+                for name in MEASURED:
+                    p.pop(name, None)
         report(list(points.values()))  # it looks at all that a point must have
     except (ValueError, KeyError, TypeError, AttributeError):
         words = "has other predictions; allowed: another folder"

@@ -134,6 +134,14 @@ def test_a_teacher_that_is_the_student_teaches_nothing():
         False, "zero: teacher and student read the same, so they are one; nothing is learnt")
 
 
+def test_a_batch_of_which_nothing_counts_is_named_and_no_traceback():
+    """Catches the largest value of no tokens: no completion has its context, as siblings may be."""
+    loss = loss_of(METHODS["sdpo"])
+    loss.batch.weights["distillation"] = loss.batch.weights["distillation"] * 0
+    passed = {what: p for what, p, _ in lints.findings(LOSS_LINTS, loss)}
+    assert passed["there is a gradient"] is False and "the value is a divergence" not in passed
+
+
 def test_old_log_probabilities_from_another_temperature_are_told():
     """Catches importance ratios against the policy that sampled colder."""
     method = Method(teacher="live", reward_weight=0.5)
@@ -296,8 +304,7 @@ def test_the_pool_is_forecast_on_problems_that_were_looked_at_before():
     assert torch.equal(x[forecast.NOW].float(), right)
     assert len(x[forecast.HINTED]) == len(x["law_accuracy_frac"]) == len(right)
     looked_at.rows = looked_at.rows[:1]
-    with pytest.raises(ValueError, match="--context: 'solution'; allowed: one that two of"):
-        preflight.on_pool(looked_at, ("solution", 1.0, 0.0))
+    assert len(preflight.on_pool(looked_at, ("solution", 1.0, 0.0))[forecast.NOW]) == 4
 
 
 def test_the_verdict_keeps_within_the_interval_and_a_law_that_failed_gives_none():
@@ -444,6 +451,9 @@ def test_the_report_says_what_was_not_run_and_what_came_true(tmp_path):
     path = tmp_path / "preflight.json"
     preflight_table.save(path, {"a": rows[0]})
     assert preflight_table.known_points(path) == {preflight_table.SETTINGS[0].name: rows[0]}
+    older = point(before_fresh=0.6, after_fresh=0.3)  # predictions are kept, the rest is made anew
+    path.write_text(json.dumps({"points": [older]}))
+    assert preflight_table.known_points(path) == {preflight_table.SETTINGS[0].name: point()}
     path.write_text('{"points": [{"context": "solution"}]}')
     with pytest.raises(ValueError, match=r"--out_dir.*other predictions"):
         preflight_table.known_points(path)
