@@ -29,7 +29,7 @@ from lab.flags import OneLineParser, out_folder, run_main
 from lab.forecast import HINTED, LAWS, NOW, token_classes
 from lab.measures.formulas import mean_and_error
 from lab.preflight_law import LAW, MOVED, NUMBERS, OPERATORS, record_of, verdict
-from lab.preflight_subject import parse, subject_of
+from lab.preflight_subject import Subject, parse, subject_of
 from lab.report import save_figure
 from lab.storage import read_summary, write_atomically, write_json
 from lab.timing import table
@@ -121,7 +121,20 @@ class Place:
         return ["train_gpt.py", *words, *SHARED, "--out_dir", str(self.folder / s.name)]
 
 
+def once(words: list[str]) -> None:
+    """A run, which is made if there is none."""
+    if not (Path(words[-1]) / "summary.json").exists():
+        runs.run_command(words)
+
+
 # 2. Predictions -----------------------------------------------------------------------------------
+
+
+def looked_at(checkpoint: str, data: Path, *more: str) -> Subject:
+    """A checkpoint with its task, at the sizes of the runs."""
+    words = ["--init", checkpoint, "--data", str(data), "--dtype", "bfloat16", "--threads", "1",
+             "--micro_batch", "8", "--max_new_tokens", "96", *more]
+    return subject_of(*parse(words, "python -m lab.preflight_table", ""))
 
 
 def predicted(place: Place, s: Setting) -> dict:
@@ -130,10 +143,8 @@ def predicted(place: Place, s: Setting) -> dict:
     Other classes of tokens are tried on the settings of ALL_CLASSES alone, since they take time.
     """
     variants = VARIANTS if s in SETTINGS[:ALL_CLASSES] else {CHOSEN: VARIANTS[CHOSEN]}
-    words = ["--method", s.method, "--context", s.context, "--init", place.start(s), "--data",
-             str(place.data[s.data]), "--dtype", "bfloat16", "--threads", "1", "--micro_batch", "8",
-             "--max_new_tokens", "96"]
-    subject = subject_of(*parse(words, "python -m lab.preflight_table", ""))
+    subject = looked_at(place.start(s), place.data[s.data], "--method", s.method, "--context",
+                        s.context)
     for name, (law, classes) in variants.items():
         forecast.LAWS[name] = with_classes(law, token_classes(subject.words, CLASSES[classes]))
     look = subject.look(s.context, tuple(variants))
@@ -165,9 +176,7 @@ MEASURED = {"before_fresh", "after_fresh", "greedy_before_fresh", "greedy_after_
 @functools.cache
 def right_frac(checkpoint: str) -> Tensor:
     """How often a checkpoint is right on each fresh problem of DATA, (FRESH,), on one chance."""
-    words = ["--init", checkpoint, "--data", str(DATA), "--dtype", "bfloat16", "--threads", "1",
-             "--max_new_tokens", "96"]
-    x = subject_of(*parse(words, "python -m lab.preflight_table", ""))
+    x = looked_at(checkpoint, DATA)
     found = evaluate(x.task, x.student, "fresh", count=TRIES * FRESH, seed=0, sizes=x.sizes(1, 1))
     return torch.tensor(found.rewards).view(TRIES, FRESH).mean(0)
 
@@ -175,8 +184,7 @@ def right_frac(checkpoint: str) -> Tensor:
 def measured(place: Place, s: Setting) -> dict:
     """Accuracy on fresh problems before and after a run, which is made if there is none."""
     command = place.command(s)
-    if not (Path(command[-1]) / "summary.json").exists():
-        runs.run_command(command)
+    once(command)
     before = right_frac(place.start(s))
     after = right_frac(str(Path(command[-1]) / "checkpoint"))
     greedy, found = read_summary(Path(command[-1])), {}
@@ -291,9 +299,8 @@ def main(arguments: list[str]) -> None:
     points = known_points(path)
     for s in progress(SETTINGS, "predictions"):
         if s.name not in points:
-            warm_up = place.warm_up(s.warm)
-            if s.warm and not (Path(warm_up[-1]) / "summary.json").exists():
-                runs.run_command(warm_up)
+            if s.warm:
+                once(place.warm_up(s.warm))
             points[s.name] = predicted(place, s)
             save(path, points)
             print(f"predicted: {s.name} {points[s.name]['predicted_fresh']:.2f}", flush=True)
