@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lab import distributed
+from lab.prefixes import SharingGPT
 from minisd import GPT, Block, KVCache, Rope, rope_table
 
 BACKEND = "inductor"  # of torch.compile; tests take eager, which compiles nothing
@@ -36,6 +37,10 @@ class CompiledGPT(GPT):
         states = model.hidden(ids, cache)
         cache.__class__, cache.model = FixedCache, model
         return states
+
+
+class CompiledSharingGPT(CompiledGPT, SharingGPT):
+    """The same of a loaded checkpoint, which goes on to share prefixes in training."""
 
 
 @dataclass
@@ -163,7 +168,7 @@ def compile_sampling(model: GPT) -> GPT:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--compile: device {device.type}; allowed: cpu or cuda")
     check_compiler(BACKEND, device.type)
-    model.__class__ = CompiledGPT
+    model.__class__ = CompiledSharingGPT if isinstance(model, SharingGPT) else CompiledGPT
     return model
 
 

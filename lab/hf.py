@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lab.prefixes import share_prefixes
 from lab.templates import DATE, Chat, is_date, read_arguments
 from lab.text_tasks import TEXT_REWARDS
 from lab.weights import NOT_FINITE, not_finite
@@ -129,7 +130,7 @@ def load(
     if config.tied_embeddings:
         model.lm_head.weight = model.embed_tokens.weight  # assigning has made two of the one
     model.source = source
-    return model.to(device), tokenizer
+    return share_prefixes(model.to(device)), tokenizer
 
 
 def local_folder(folder_or_name: str | Path) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 HAS_GLIBC = platform.libc_ver()[0] == "glibc"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # names and numbers of malloc.h
+LARGE = 5_000_000  # bytes: the logits of a chunk, and not the activations of a block
 
 
 def peak_mib() -> float:
@@ -38,7 +39,19 @@ def keep_what_is_freed() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
+def hand_back_at_once() -> None:
+    """From now on the C library hands back what is LARGE when it is freed, whatever came before.
+
+    Else it learns from the first pieces that are freed to keep such pieces, up to 32 MiB, and small
+    ones that live longer come to lie in their places. Does nothing where the library is not glibc.
+    """
+    if HAS_GLIBC:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGE)
+
+
 def hand_back() -> None:
-    """What was kept goes back to the system, so that a peak can be measured."""
+    """What the C library has kept goes back to the system."""
     if HAS_GLIBC:
         ctypes.CDLL(None).malloc_trim(0)
