@@ -139,8 +139,10 @@ def train(
             state.step = n
 
             # 4. What happened goes to the terminal and to metrics.jsonl.
+            seconds = time.perf_counter() - start
+            if log:
+                notes.setdefault("step_s", []).append(seconds)
             if logged:
-                seconds = time.perf_counter() - start
                 row = log.batch(n, batch, numbers, seconds, task.end_ids)
                 report.warn_of_flat_signals(method, batch, row, log, steps, task)
             if log and (n % run.eval_every == 0 or n == steps):
@@ -287,7 +289,7 @@ def train_and_report(settings: Settings, device: torch.device) -> dict[str, Any]
                     folder / "checkpoint")
         else:
             storage.save_student(folder / "student.pt", trained)
-        summary = report.summary_of(settings, task.splits, notes, after, log.rows)
+        summary = report.summary_of(settings, task.splits, notes, after)
         report.draw(settings, log.rows, summary)
         summary["wall_s"] = time.perf_counter() - begun
         storage.write_json(folder / "summary.json", summary)

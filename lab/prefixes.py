@@ -26,8 +26,7 @@ class SharingGPT(GPT):
             return super().hidden(ids)
         x, T = self.embed_tokens(ids.flatten()[tokens.once])[None], ids.shape[1]  # (1, N, C)
         tables = rope_table(self.config, max(256, 1 << T.bit_length()), x.device, x.dtype)
-        rope = SharedRope(table[tokens.once % T] for table in tables)
-        rope.tokens = tokens
+        rope = SharedRope(tokens, *(table[tokens.once % T] for table in tables))
         for layer, block in enumerate(self.layers):
             x = block(x, rope, None, layer)
         return self.norm(x)[0][tokens.at]
@@ -76,10 +75,17 @@ class Tokens:
         self.future = torch.ones(T - s, T, dtype=torch.bool, device=device).triu(1 + s)
 
 
-class SharedRope(tuple):
-    """A Rope with a row for each of N tokens; it tells attention where in the rows they stand."""
+class SharedRope:
+    """A Rope with a row for each of N tokens, which tells attention where in the rows they stand.
 
-    tokens: Tokens
+    NOTE: neither a tuple nor a dataclass: fully_shard would make a new one, and lose the tokens.
+    """
+
+    def __init__(self, tokens: Tokens, cos: Tensor, sin: Tensor):  # (N, D)
+        self.tokens, self.cos, self.sin = tokens, cos, sin
+
+    def __iter__(self):
+        return iter((self.cos, self.sin))
 
 
 class SharingAttention(Attention):
@@ -92,9 +98,9 @@ class SharingAttention(Attention):
         q, k, v = (f(x)[0].unflatten(-1, (-1, D)).transpose(0, 1)  # (H, N, D)
                    for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
-        (H, Hkv), leading, late = (len(q), len(k)), tokens.at[tokens.leaders, :s], tokens.at[:, s:]
+        H, Hkv, leading, late = len(q), len(k), tokens.at[tokens.leaders, :s], tokens.at[:, s:]
         early = F.scaled_dot_product_attention(
-            *(in_rows(y, leading) for y in (q, k, v)), is_causal=True, enable_gqa=H > Hkv)
+            *(in_rows(y, leading) for y in (q, k, v)), is_causal=True, enable_gqa=len(q) > len(k))
 
         # Query heads of one key head become its rows: faster, and no copies of keys and values.
         queries = in_rows(q, late).reshape(len(late), Hkv, -1, D)  # (B, Hkv, H / Hkv * (T - s), D)

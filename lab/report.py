@@ -366,7 +366,7 @@ def draw_so_far(settings: Any, task: Any, log: Log, notes: dict, after: dict) ->
     evaluations = sum(row["kind"] == "evaluation" for row in log.rows)
     if not log.file or evaluations != 2 or log.rows[-1]["step"] == settings.run.steps:
         return
-    draw(settings, log.rows, summary_of(settings, task.splits, notes, after, log.rows))
+    draw(settings, log.rows, summary_of(settings, task.splits, notes, after))
     log.say(f"a first picture: {settings.run.folder / 'curves.png'}")
 
 
@@ -449,14 +449,14 @@ def start_lines(settings: Any) -> str:
 
 
 def summary_of(
-    settings: Any, splits: tuple[str, ...], notes: dict, after: dict, rows: list[dict]
+    settings: Any, splits: tuple[str, ...], notes: dict, after: dict
 ) -> dict[str, Any]:
     """What summary.json holds, from notes made on the way and the last evaluation."""
-    run, times = settings.run, [row["step_ms"] / 1000 for row in rows if row["kind"] == "step"]
+    run = settings.run
     return {
         "method": run.method, "seed": run.seed, "steps": run.steps,
         "pretrain_s": notes["pretrain_s"], "train_s": notes["train_s"],
-        "step_s": statistics.median(times), "peak_memory_gib": peak_mib() / 1024,
+        "step_s": statistics.median(notes["step_s"]), "peak_memory_gib": peak_mib() / 1024,
         "before": {split: notes["before"][split] for split in splits},
         "after": {split: after[split].means for split in splits},
         "teacher_accuracy_frac": {

@@ -15,6 +15,7 @@ import train_gpt
 from lab import compiled, evaluation, flags, hf
 from lab.compiled import CompiledGPT, compile_sampling, rounded_up
 from lab.distributed import checkpoint_blocks
+from lab.prefixes import share_prefixes
 from minisd import GPT, Prompts
 
 GROUPS = [[2, 3, 4, 5, 6]] * 4 + [[7, 8]] * 4 + [[9]] * 3  # equal prompts, left padding, B=11
@@ -69,6 +70,17 @@ def test_every_form_of_a_model_is_the_same(shape):
     """Weights that the twin leaves out, or positions of another kind."""
     model = build_gpt(3, **shape)
     assert_same(written([(1.0, model)], GROUPS), written([(1.0, as_compiled(model))], GROUPS))
+
+
+def test_a_loaded_checkpoint_is_compiled_and_goes_on_to_share_prefixes():
+    """A class that takes the place of the other, so that --compile makes training slower."""
+    model = share_prefixes(build_gpt())
+    twin = as_compiled(model)
+    assert_same(written([(1.0, model)], GROUPS), written([(1.0, twin)], GROUPS))
+    seen = []
+    twin.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    twin.hidden(torch.tensor([[2, 3, 4, 5], [2, 3, 4, 6]]))
+    assert seen == [(1, 5, 12)]
 
 
 def test_terms_of_two_models_are_the_same_and_may_be_mixed():

@@ -495,6 +495,28 @@ def test_an_arena_target_that_is_the_asked_one_leaves_the_forecast(monkeypatch):
 
 
 @pytest.mark.skipif(not memory.HAS_GLIBC, reason="it keeps nothing elsewhere")
+def test_large_pieces_are_handed_back_at_once():
+    """Catches a library that learns to keep pieces of the size of logits."""
+    told = benchmark.child("""
+from pathlib import Path
+from lab.memory import LARGE, hand_back_at_once
+
+def held_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+b"x" * (30 * 2**20)  # from now on the C library would keep pieces of that size
+hand_back_at_once()
+pieces = [b"x" * 6_000_000 for _ in range(30)]
+last = b"x" * 1000  # behind them
+before = held_mib()
+del pieces[:-1]
+print(before - held_mib(), LARGE)
+""")
+    given_back, large = map(int, told.split())
+    assert given_back > 160 and large < 64 * 49_152 * 4  # logits of --chunk_tokens 64 at 135M
+
+
+@pytest.mark.skipif(not memory.HAS_GLIBC, reason="it keeps nothing elsewhere")
 def test_freed_memory_is_kept_until_it_is_handed_back():
     """Catches a library that is not told, and a peak that is measured over what was freed."""
     told = benchmark.child("""
