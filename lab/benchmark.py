@@ -36,7 +36,7 @@ import torch
 import minisd
 from lab import base
 from lab.flags import OneLineParser, out_folder, run_main
-from lab.limits import decoding, products
+from lab.limits import decoding, products, rest_of_decoding
 from lab.memory import peak_mib
 from lab.peers import (
     DATA,
@@ -148,20 +148,23 @@ def sampling(amount: Amount, folder: Path) -> str:
         # A large model takes seconds each time, which vary less than milliseconds.
         large = sum(p.numel() for p in model.parameters()) > LARGE
         ours, theirs = speeds(writers, 2 if large else amount.repetitions).values()
-        stops, most = f"after {writing.new}", "-"
+        stops, most = f"after {writing.new}", ("-", "-")
         if writing.end_id is None:  # else rows leave, and the shapes change
-            kernels = decoding(model.config, B, P + writing.new // 2, dtype)
-            most = f"{B / alternate({'': kernels}, 10)[''] / theirs:.2f}"
+            kernels = {"": decoding(model.config, B, P + writing.new // 2, dtype),
+                       "rest": rest_of_decoding(model.config, B, dtype)}
+            spent = itertools.accumulate(alternate(kernels, 10).values())
+            most = tuple(f"{B / s / theirs:.2f}" for s in spent)
         else:
             stops = "at the end token"
         cells = f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
-        rows.append((name, writing.dtype, B, stops, *cells, most, aim))
-    names = ("minisd tokens/s", "transformers tokens/s", "ratio", "limit", "aim")
+        rows.append((name, writing.dtype, B, stops, *cells, *most, aim))
+    names = ("minisd tokens/s", "transformers tokens/s", "ratio", "limit", "with the rest", "aim")
     return table(("model", "dtype", "batch", "stops", *names), rows) + (
         f"\n\nSame weights, same prompts, {GROUP} completions each, temperature 1, key-value "
         "cache. `after N`: every row writes N tokens. `at the end token`: only tokens up to the "
         "end token are counted. The limit is the ratio of a program that only multiplies, attends "
-        "and draws, half way through its text, and reads no prompt.")
+        "and draws, half way through its text, and reads no prompt; with the rest: of one that "
+        "also calls each other operation of the model (norms, rotation, cache, SwiGLU, sums) once.")
 
 
 def in_groups(count: int, draw: Callable[[], list[int]]) -> Prompts:

@@ -55,3 +55,33 @@ def decoding(config: GPTConfig, rows: int, length: int, dtype: torch.dtype) -> C
         minisd.pick_token(logits, chance, 1.0)
 
     return run
+
+
+def rest_of_decoding(config: GPTConfig, rows: int, dtype: torch.dtype) -> Callable[[], None]:
+    """What a token of so many texts needs besides `decoding`, each operation called once.
+
+    Norms, rotations, what is written into the cache, SwiGLU, sums, embedding, the log-probability
+    of what was drawn. Without fused kernels no program spends less.
+    """
+    c, like = config, torch.zeros((), dtype=dtype)
+    x, inner = like.new_ones(rows, 1, c.width), like.new_ones(rows, 1, c.mlp_width)
+    q, k = (like.new_ones(rows, heads, 1, c.head_dim) for heads in (c.n_heads, c.n_kv_heads))
+    cache, rope = k.repeat(1, 1, 2, 1), like.new_ones(2, 1, c.head_dim)
+    weight, table = like.new_ones(c.width), like.new_ones(c.vocab_size, c.width)
+    ids, logits = torch.zeros(rows, 1, dtype=torch.long), torch.zeros(rows, c.vocab_size)
+
+    @torch.no_grad()
+    def run() -> None:
+        F.embedding(ids, table)
+        for _ in range(c.n_layers):
+            for _ in range(2):
+                F.rms_norm(x, (c.width,), weight, c.norm_eps)
+                cache[:, :, 1:] = k
+                torch.add(x, x)
+            minisd.rotate(q, *rope)
+            minisd.rotate(k, *rope)
+            F.silu(inner) * inner
+        F.rms_norm(x, (c.width,), weight, c.norm_eps)
+        F.log_softmax(logits, dim=-1).gather(1, ids)
+
+    return run

@@ -1,20 +1,23 @@
 """Laws of the benchmark: every table at its smallest size, limits and slopes by hand."""
 
+import collections
 import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import minisd
 import toy_tasks
 import train_gpt
 from lab import base, benchmark, limits, timing
 from lab.benchmark import SECTIONS, Amount, Shape, Stopwatch
 from lab.flags import run_main
 from lab.peers import StepSizes
-from minisd import GPT, Batch, Completions, GPTConfig, Prompts, Sizes
+from minisd import GPT, Batch, Completions, GPTConfig, KVCache, Prompts, Sizes
 
 SMALL = GPTConfig(11, n_layers=3, width=12, n_heads=4, n_kv_heads=2, head_dim=6, mlp_width=10)
 LEAST = Amount(
@@ -225,6 +228,36 @@ def test_a_token_of_decoding_multiplies_attends_and_draws(dtype, monkeypatch):
         limits.decoding(SMALL, 5, 9, dtype)()
     assert counter.get_total_flops() == 2 * 5 * sum(i * o for i, o in limits.product_shapes(SMALL))
     assert shapes == [(5, 2, 2, 6, 5, 2, 9, 6, 5, 2, 9, 6, dtype)] * SMALL.n_layers
+
+
+class Counted(TorchDispatchMode):
+    """How often each operation was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_the_rest_of_decoding_is_what_a_token_calls_and_no_more():
+    """Catches a limit that asks for less than the model, or for operations that it does without."""
+    model, pad = GPT(SMALL), torch.zeros(5, dtype=torch.long)
+    cache = KVCache(model, pad, 9)
+    model(torch.ones(5, 8, dtype=torch.long), cache)
+    with Counted() as whole:
+        logits = model(pad[:, None], cache)[:, -1]
+        minisd.pick_token(logits, torch.full((5,), 0.5), 1.0)
+        torch.log_softmax(logits, -1).gather(1, pad[:, None])
+    with Counted() as rest:
+        limits.decoding(SMALL, 5, 9, torch.float32)()
+        limits.rest_of_decoding(SMALL, 5, torch.float32)()
+    for name in ("embedding", "cat", "silu", "copy_", "_log_softmax", "mm", "addmm"):
+        assert rest.calls[name] == whole.calls[name], name
+    assert 0.6 < rest.calls.total() / whole.calls.total() < 1
 
 
 def test_tokens_and_padding_are_counted_by_hand():
