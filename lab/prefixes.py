@@ -45,8 +45,8 @@ def first_alike(ids: Tensor) -> Tensor:
 
     Two rows [5 6 7] and [5 6 8] give [0 1 2] and [0 1 5].
     """
-    T = ids.shape[1]
-    alike = (ids[:, None] == ids[None]).cumprod(-1)  # (B, B, T): this row, another, up to where
+    T, pairs = ids.shape[1], ids[:, None] == ids[None]  # (B, B, T): this row, another, where
+    alike = pairs.cumprod(-1, dtype=torch.uint8)  # up to where: B * B * T bytes
     return alike.argmax(1) * T + torch.arange(T, device=ids.device)
 
 
